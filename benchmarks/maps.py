@@ -1,0 +1,278 @@
+"""Label -> map, beside SciPy class by class.
+
+The rectified map (rrw) and the signed map (boundary) of this package on the CPU, beside one and two
+SciPy transforms per class; the distance in plain torch on the chosen device beside edt on the CPU;
+the largest difference between the results, and the bytes of a compact and of a dense map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from _timing import (
+    Comparison,
+    Contestant,
+    compare,
+    make_parser,
+    print_comparison,
+    print_table,
+    print_title,
+    write_report,
+)
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from monai_segloss.datasets import phantom_heart
+from monai_segloss.distance import distance_to_other_label
+from monai_segloss.maps import boundary_map, region_wise_map, rrw_map
+
+Volume = NDArray[np.uint8]
+FloatArray = NDArray[np.float32]
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+# SciPy takes many times as long, so that one of its runs meets an average load, and one of ours a
+# single gust of it.
+_OURS_PER_ROUND = 3
+
+
+# --------------------------------------------------------------------------- labels
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label volume with its voxel size and its number of classes."""
+
+    name: str
+    values: Volume
+    spacing: Spacing
+    classes: int
+
+    def __str__(self) -> str:
+        shape = "x".join(str(n) for n in self.values.shape)
+        return f"{self.name}, {shape}, {self.classes} classes"
+
+    @property
+    def batch(self) -> Tensor:
+        return torch.from_numpy(self.values).unsqueeze(0)
+
+
+def blobs(shape: Shape, classes: int, spacing: Spacing, seed: int = 0) -> Label:
+    """Smooth noise cut into classes of equal size."""
+    noise = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    smooth = ndimage.gaussian_filter(noise, min(shape) / 16)
+    levels = np.quantile(smooth, np.arange(1, classes) / classes)
+    return Label("blobs", np.searchsorted(levels, smooth).astype(np.uint8), spacing, classes)
+
+
+def nested_heart(shape: Shape, spacing: Spacing) -> Label:
+    """A left cavity in its wall beside a right cavity, as ellipsoids in a large background."""
+    x, y, z = np.meshgrid(
+        *(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij", sparse=True
+    )
+    left = (x / 0.35) ** 2 + (y / 0.35) ** 2 + (z / 0.7) ** 2
+    right = ((x - 0.35) / 0.3) ** 2 + (y / 0.4) ** 2 + (z / 0.6) ** 2
+    values = np.zeros(shape, np.uint8)
+    values[right < 1] = 1
+    values[left < 1] = 2
+    values[left < 0.5] = 3
+    return Label("nested heart", values, spacing, 4)
+
+
+def phantom(size: int, slices: int) -> Label:
+    """A frame of the package's phantom, in ACDC's own few thick slices."""
+    frame = phantom_heart(np.random.default_rng(0), size, slices)[0]
+    return Label("ACDC-like phantom", np.ascontiguousarray(frame.label), frame.spacing, 4)
+
+
+# --------------------------------------------------------------------------- the references
+
+
+def scipy_rrw(label: Label) -> FloatArray:
+    """Valverde & Tohka, eq. 4, as it stands: class by class, one channel each."""
+    out = np.empty((label.classes, *label.values.shape), np.float32)
+    for c in range(label.classes):
+        inside = label.values == c
+        distance = ndimage.distance_transform_edt(inside, sampling=label.spacing)
+        out[c] = np.where(inside, -distance / max(distance.max(), 1e-12), 1.0)
+    return out
+
+
+def scipy_boundary(label: Label) -> FloatArray:
+    """Valverde & Tohka, eq. 3, as it stands: two transforms per class."""
+    out = np.zeros((label.classes, *label.values.shape), np.float32)
+    for c in range(label.classes):
+        inside = label.values == c
+        if inside.any() and not inside.all():
+            outer = ndimage.distance_transform_edt(~inside, sampling=label.spacing)
+            inner = ndimage.distance_transform_edt(inside, sampling=label.spacing)
+            out[c] = outer - inner
+    return out
+
+
+# --------------------------------------------------------------------------- comparisons
+
+
+class _Last:
+    """A function of no argument that keeps what it gave last."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.result: Any = None
+
+    def __call__(self) -> None:
+        self.result = None  # so that two results are never held at a time
+        self.result = self.function()
+
+
+def rrw_beside_scipy(label: Label, repeats: int, target: str = "") -> Comparison:
+    """The compact map, the dense map, and SciPy's dense map."""
+    batch = label.batch
+    compact = _Last(lambda: rrw_map(batch, label.classes, label.spacing))
+    dense = _Last(
+        lambda: region_wise_map(batch.unsqueeze(1), "rrw", label.classes, label.spacing, dense=True)
+    )
+    reference = _Last(lambda: scipy_rrw(label))
+    timed = compare(
+        f"rrw: {label}",
+        [
+            Contestant("ours, compact", compact, _OURS_PER_ROUND),
+            Contestant("ours, dense and label checked", dense, _OURS_PER_ROUND),
+            Contestant("SciPy class by class", reference, warm_up=False, target=target),
+        ],
+        repeats,
+        torch.device("cpu"),
+    )
+    true_class = np.take_along_axis(reference.result, label.values[None].astype(np.int64), axis=0)
+    return _with_differences(
+        timed,
+        {
+            "ours, compact": _difference(compact.result[0], true_class),
+            "ours, dense and label checked": _difference(dense.result[0], reference.result),
+        },
+    )
+
+
+def boundary_beside_scipy(label: Label, repeats: int) -> Comparison:
+    """The signed map and SciPy's."""
+    batch = label.batch
+    ours = _Last(lambda: boundary_map(batch, label.classes, label.spacing))
+    reference = _Last(lambda: scipy_boundary(label))
+    timed = compare(
+        f"boundary: {label}",
+        [
+            Contestant("ours", ours, _OURS_PER_ROUND),
+            Contestant("SciPy, two transforms per class", reference, warm_up=False),
+        ],
+        repeats,
+        torch.device("cpu"),
+    )
+    return _with_differences(timed, {"ours": _difference(ours.result[0], reference.result)})
+
+
+def torch_beside_edt(label: Label, repeats: int, device: torch.device) -> Comparison:
+    """The distance by plain torch on ``device``, and by edt on the CPU."""
+    here = label.batch
+    there = here.to(device)
+    by_edt = _Last(lambda: distance_to_other_label(here, label.spacing, backend="edt"))
+    by_torch = _Last(lambda: distance_to_other_label(there, label.spacing, backend="torch"))
+    name = f"torch on {device.type}"
+    timed = compare(
+        f"distance to another label: {label}",
+        [Contestant("edt on the CPU", by_edt), Contestant(name, by_torch)],
+        repeats,
+        device,
+    )
+    return _with_differences(
+        timed, {name: _difference(by_torch.result.cpu(), by_edt.result.numpy())}
+    )
+
+
+def _difference(ours: Tensor, reference: FloatArray) -> float:
+    return float(np.abs(ours.numpy() - reference).max())
+
+
+def _with_differences(timed: Comparison, differences: dict[str, float]) -> Comparison:
+    facts = {name: {"differs_by": value} for name, value in differences.items()}
+    return Comparison(timed.case, timed.timings, facts)
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def memory_row(classes: int, quick: bool) -> dict[str, Any]:
+    """Bytes of the compact and of the dense map of a label."""
+    label = blobs((16, 16, 16) if quick else (64, 64, 64), classes, (1.0, 1.0, 1.0))
+    batch = label.batch.unsqueeze(1)
+    compact, dense = (
+        region_wise_map(batch, "rrw", classes, label.spacing, dense=form).nbytes
+        for form in (False, True)
+    )
+    return {"label": str(label), "compact_bytes": compact, "dense_bytes": dense}
+
+
+def print_memory(rows: Sequence[dict[str, Any]]) -> None:
+    """The table of :func:`memory_row`."""
+    print("\nmemory of the rrw map, float32")
+    print_table(
+        [
+            {
+                "": row["label"],
+                "compact MiB": f"{row['compact_bytes'] / 2**20:.2f}",
+                "dense MiB": f"{row['dense_bytes'] / 2**20:.2f}",
+                "dense / compact": f"{row['dense_bytes'] / row['compact_bytes']:.0f}x",
+            }
+            for row in rows
+        ]
+    )
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def _comparisons(quick: bool, repeats: int, device: torch.device) -> Iterator[Comparison]:
+    if quick:
+        wide, many = (
+            blobs((24, 24, 16), 4, (1.0, 1.0, 1.5)),
+            blobs((16, 16, 16), 8, (1.0, 1.0, 1.0)),
+        )
+        heart, thick, cube = nested_heart((24, 24, 16), (1.0, 1.0, 1.5)), phantom(48, 6), many
+    else:
+        wide = blobs((240, 240, 155), 4, (1.0, 1.0, 1.5))
+        many = blobs((160, 160, 160), 32, (1.0, 1.0, 1.0))
+        heart = nested_heart((240, 240, 155), (1.0, 1.0, 1.5))
+        thick = phantom(256, 10)
+        cube = wide if device.type == "cuda" else blobs((96, 96, 96), 4, (1.0, 1.0, 1.5))
+    yield rrw_beside_scipy(wide, repeats, "" if quick else "at least 15x")
+    yield rrw_beside_scipy(heart, repeats, "" if quick else "at least 15x")
+    yield rrw_beside_scipy(many, repeats, "" if quick else "at least 50x")
+    yield rrw_beside_scipy(thick, repeats)
+    yield boundary_beside_scipy(wide, repeats)
+    yield boundary_beside_scipy(thick, repeats)
+    yield torch_beside_edt(cube, repeats, device)
+    yield torch_beside_edt(thick, repeats, device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run from a command line."""
+    args = make_parser(__doc__, repeats=2).parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    print_title(
+        "maps: how many times as long as our map (the first row) does it take?", args.device
+    )
+    done: list[Comparison] = []
+    for comparison in _comparisons(args.quick, args.repeats, args.device):
+        print_comparison(comparison)
+        done.append(comparison)
+    memory = [memory_row(4, args.quick), memory_row(32, args.quick)]
+    print_memory(memory)
+    write_report(args.output, args, done, memory=memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The command line: ``python -m monai_segloss`` or ``monai-segloss``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from monai_segloss import __version__
+from monai_segloss.bundle import bundle_names, copy_bundle
+from monai_segloss.datasets import make_acdc17_phantom
+from monai_segloss.demo import run_demo
+from monai_segloss.losses import TAXONOMY
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0, or 1 after an error that a user can mend, told in one line.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("monai-segloss", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train and evaluate on generated hearts")
+    demo.add_argument("--output", default="demo_output", help="folder for everything it makes")
+    demo.add_argument("--patients", type=int, default=16, help="generated patients")
+    demo.add_argument("--epochs", type=int, default=16, help="epochs of training")
+    demo.add_argument("--epoch-length", type=int, default=30, help="steps an epoch")
+    demo.add_argument("--loss-name", default="rrw", help="see the command losses")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
+
+    phantom = commands.add_parser("phantom", help="generate hearts in ACDC's folder layout")
+    phantom.add_argument("output", help="folder to write training/patientNNN to")
+    phantom.add_argument("--patients", type=int, default=12)
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.set_defaults(run=_phantom)
+
+    losses = commands.add_parser("losses", help="list the losses by name")
+    losses.set_defaults(run=_losses)
+
+    bundle = commands.add_parser("bundle", help="list the bundles, or copy one").add_subparsers(
+        required=True, metavar="list|copy"
+    )
+    bundle.add_parser("list").set_defaults(run=_bundle_list)
+    copy = bundle.add_parser("copy")
+    copy.add_argument("name")
+    copy.add_argument("directory")
+    copy.set_defaults(run=_bundle_copy)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    run_demo(
+        options.output,
+        patients=options.patients,
+        epochs=options.epochs,
+        epoch_length=options.epoch_length,
+        loss_name=options.loss_name,
+        seed=options.seed,
+    )
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    print(make_acdc17_phantom(options.output, num_patients=options.patients, seed=options.seed))
+
+
+def _losses(options: argparse.Namespace) -> None:
+    print(f"{'name':<18}{'family':<14}{'class':<34}{'map':<17}{'alone':<7}source")
+    for row in TAXONOMY.values():
+        owner = "MONAI's" if row.build.__module__.startswith("monai.") else "ours"
+        name = getattr(row.build, "__name__", str(row.build))
+        print(
+            f"{row.name:<18}{row.family:<14}{f'{name} ({owner})':<34}{row.map_kind or '-':<17}"
+            f"{'yes' if row.safe_alone else 'no':<7}{row.source}"
+        )
+
+
+def _bundle_list(options: argparse.Namespace) -> None:
+    print("\n".join(bundle_names()))
+
+
+def _bundle_copy(options: argparse.Namespace) -> None:
+    print(copy_bundle(options.name, options.directory))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

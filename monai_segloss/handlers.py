@@ -1,0 +1,282 @@
+"""Ignite handlers for MONAI's engines: resuming, a log to look at, distances in millimetres."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import HausdorffDistance, from_engine
+from torch import Tensor
+from tqdm import tqdm
+
+from monai_segloss.files import replacing
+
+__all__ = ["Checkpointing", "HausdorffDistanceMM", "TrainingLog"]
+
+logger = logging.getLogger(__name__)
+
+_BAD_LOSSES_IN_A_ROW = 20
+
+
+class Checkpointing:
+    """Save a run after every epoch, and take it up where it stopped.
+
+    Two files in ``save_dir``: ``checkpoint.pt`` holds the state of everything in ``save_dict``, of
+    the trainer (epoch and iteration) and of the settings; ``model.pt`` holds the weights of
+    ``save_dict["model"]`` alone, for evaluation. Each is written beside its place and then moved
+    into it, so an interruption leaves the one of the epoch before.
+
+    Args:
+        save_dir: folder of the two files.
+        save_dict: name -> object with ``state_dict``; needs ``"model"``.
+        resume: if False, start afresh and overwrite.
+        interval: epochs between saves; the last epoch is always saved.
+        settings: what must be the same for a run to be the same (loss, network width, ...); a
+            checkpoint made with others is refused rather than taken up.
+
+    Raises:
+        ValueError: if ``save_dict`` has no model; when the run starts, if the checkpoint cannot be
+            read, was made with other settings, or does not fit the network.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | os.PathLike[str],
+        save_dict: Mapping[str, Any],
+        resume: bool = True,
+        interval: int = 1,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if "model" not in save_dict:
+            raise ValueError(f"save_dict: expected the key 'model', got {sorted(save_dict)}")
+        self.path = Path(save_dir) / "checkpoint.pt"
+        self.model_path = Path(save_dir) / "model.pt"
+        self.save_dict = dict(save_dict)
+        self.resume = resume
+        self.interval = interval
+        self.settings = dict(settings or {})
+
+    def attach(self, engine: Engine) -> None:
+        """Load when the trainer starts, save as its epochs end."""
+        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    def load(self, engine: Engine) -> None:
+        """Restore the run, if there is one to restore."""
+        if not self.resume or not self.path.exists():
+            return
+        advice = "delete it, choose another folder, or start afresh with resume=False"
+        try:
+            # Loaded on the CPU: load_state_dict moves each tensor to where its owner lives.
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{self.path}: not readable as a checkpoint; {advice}") from error
+        self._check_settings(state.get("settings", {}), advice)
+        try:
+            for name, item in self.save_dict.items():
+                item.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path}: does not fit this run ({name}: {error}); {advice}"
+            ) from error
+        # Not engine.load_state_dict: it would bring back the max_epochs of the interrupted run.
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["iteration"]
+        limit = engine.state.max_epochs
+        if limit is not None and state["epoch"] >= limit:
+            logger.warning(
+                "%s: already trained for %d epochs, nothing left to do; raise max_epochs to go on",
+                self.path,
+                state["epoch"],
+            )
+        else:
+            logger.info("%s: resumed after epoch %d", self.path, state["epoch"])
+
+    def save(self, engine: Engine) -> None:
+        """Write both files."""
+        state = {name: item.state_dict() for name, item in self.save_dict.items()}
+        with replacing(self.path) as partial:
+            torch.save(
+                {
+                    **state,
+                    "epoch": engine.state.epoch,
+                    "iteration": engine.state.iteration,
+                    "settings": self.settings,
+                },
+                partial,
+            )
+        with replacing(self.model_path) as partial:
+            torch.save(state["model"], partial)
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        epoch = engine.state.epoch
+        if epoch % self.interval == 0 or epoch == engine.state.max_epochs:
+            self.save(engine)
+
+    def _check_settings(self, saved: Mapping[str, Any], advice: str) -> None:
+        changed = [
+            f"{name} was {saved.get(name)!r}, is {value!r}"
+            for name, value in self.settings.items()
+            if saved.get(name) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.path}: made with other settings ({'; '.join(changed)}); {advice}"
+            )
+
+
+class TrainingLog:
+    """A progress bar while training, and a CSV file with one row per epoch.
+
+    Columns: ``epoch, loss, learning_rate, seconds`` and one per metric of ``evaluator``, empty in
+    epochs without validation. After an interruption the rows that the checkpoint still covers are
+    kept. The bar is drawn on a terminal only; elsewhere each epoch is one log line.
+
+    Args:
+        path: the CSV file.
+        optimizer: to read the learning rate from.
+        evaluator: the validation engine, if any.
+
+    Raises:
+        ValueError: while training, if the loss was not finite many times in a row.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        optimizer: torch.optim.Optimizer,
+        evaluator: Engine | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.optimizer = optimizer
+        self.evaluator = evaluator
+        self.rows: list[dict[str, Any]] = []
+        self._losses: list[float] = []
+        self._validated: dict[str, float] = {}
+        self._bar: tqdm[Any] | None = None
+        self._clock = time.perf_counter()
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer. Attach it before the handler that validates and after the one that
+        resumes."""
+        engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._validation_completed)
+
+    def _started(self, engine: Engine) -> None:
+        if engine.state.epoch and self.path.exists():
+            self.rows = [r for r in read_log(self.path) if r["epoch"] <= engine.state.epoch]
+        limit, length = engine.state.max_epochs, engine.state.epoch_length
+        total = limit * length if limit and length else None
+        self._bar = tqdm(
+            total=total,
+            initial=engine.state.iteration,
+            desc="training",
+            unit="step",
+            disable=not sys.stderr.isatty(),
+        )
+
+    def _epoch_started(self, engine: Engine) -> None:
+        self._losses = []
+        self._clock = time.perf_counter()
+
+    def _iteration_completed(self, engine: Engine) -> None:
+        loss = from_engine(["loss"], first=True)(engine.state.output)
+        self._losses.append(float(loss))
+        tail = self._losses[-_BAD_LOSSES_IN_A_ROW:]
+        if len(tail) == _BAD_LOSSES_IN_A_ROW and not any(math.isfinite(v) for v in tail):
+            raise ValueError(
+                f"loss: expected finite values, got {tail[-1]} {len(tail)} times in a row at "
+                f"iteration {engine.state.iteration}; lower the learning rate or check the images"
+            )
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix(epoch=engine.state.epoch, loss=f"{self._losses[-1]:.4f}")
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        row: dict[str, Any] = {
+            "epoch": engine.state.epoch,
+            "loss": sum(self._losses) / max(1, len(self._losses)),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": time.perf_counter() - self._clock,
+        }
+        self.rows.append(row)
+        self._write()
+        logger.info(
+            "epoch %d/%s: loss %.4f, %.1f s",
+            row["epoch"],
+            engine.state.max_epochs,
+            row["loss"],
+            row["seconds"],
+        )
+
+    def _validation_completed(self, engine: Engine) -> None:
+        metrics = {k: float(v) for k, v in engine.state.metrics.items() if _is_number(v)}
+        if self.rows:
+            self.rows[-1].update(metrics)
+            self._write()
+        logger.info("validation: %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+
+    def _write(self) -> None:
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        with replacing(self.path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _close(self, engine: Engine) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _failed(self, engine: Engine, error: Exception) -> None:
+        self._close(engine)
+        # Once a handler for exceptions is attached ignite no longer raises them itself.
+        raise error
+
+
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a :class:`TrainingLog` file, as numbers; empty cells are left out."""
+    with open(path, newline="") as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+class HausdorffDistanceMM(HausdorffDistance):
+    """``monai.handlers.HausdorffDistance`` in millimetres.
+
+    MONAI's handler measures in voxels, since it has no way to the image's spacing; this one reads
+    it from the label's affine. Where a class is absent from both prediction and label the distance
+    is NaN and left out of the mean; where it is absent from one of them MONAI's metric is NaN or
+    infinite, and a report says in how many cases.
+
+    The arguments are those of MONAI's handler. Labels must be MetaTensors.
+    """
+
+    def update(self, output: Sequence[Tensor]) -> None:
+        """
+        Args:
+            output: predictions and labels, one-hot, each a list of channel-first MetaTensors.
+        """
+        predictions, labels = output
+        for prediction, label in zip(predictions, labels, strict=True):
+            spacing = [float(v) for v in label.pixdim[: label.ndim - 1]]
+            self.metric_fn(prediction[None], label[None], spacing=spacing)
+        self._is_reduced = False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)

@@ -1,0 +1,216 @@
+"""MONAI transforms that write a map beside its label while data loads."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
+
+import torch
+from monai.config import KeysCollection
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.data.meta_obj import get_track_meta
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_tensor
+from monai.utils.enums import TransformBackends
+from torch import Tensor
+
+from monai_segloss.distance import Spacing, as_spacing
+from monai_segloss.maps import get_map_kind, region_wise_map
+
+__all__ = [
+    "RegionWiseMap",
+    "RegionWiseMapD",
+    "RegionWiseMapDict",
+    "RegionWiseMapd",
+    "SameGridD",
+    "SameGridDict",
+    "SameGridd",
+]
+
+
+class RegionWiseMap(Transform):
+    """Turn a channel-first label into the map of a kind.
+
+    Where to put it: on the whole volume before the first random transform, so that a CacheDataset
+    computes it once (distances then see the whole object, which is what the paper means), or after
+    a random crop, when distances should see the crop alone. Flips and rotations by 90 degrees
+    commute with every map; crops, zooms and elastic deformations do not: after them the map still
+    says where an error matters, in the units of the volume it was computed on. Move it with the
+    label, by nearest neighbour.
+
+    Args:
+        kind: a name of :data:`monai_segloss.maps.MAP_KINDS`.
+        num_classes: number of classes, background included (with ``multi_label``, of channels).
+        spacing: ``"affine"`` takes the voxel size from the MetaTensor's affine (unit voxels for a
+            plain tensor or array); numbers are used as given; None measures in voxels.
+        dense: one channel per class for a compact kind too.
+        pack: return [label | map] along the channels, the target that the losses of this package
+            read, instead of the map alone.
+        multi_label: the label's channels may overlap; each is a binary problem.
+        ignore_index: label value that counts as a region of its own and gets 0.
+        map_options: the kind's own options, e.g. ``{"sigma": 3.0}`` for ``border``.
+
+    Raises:
+        ValueError: on an unknown kind, or at call time on a label that does not fit, see
+            :func:`monai_segloss.maps.region_wise_map`.
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI's own convention
+
+    def __init__(
+        self,
+        kind: str = "rrw",
+        num_classes: int = 2,
+        spacing: Spacing | Literal["affine"] = "affine",
+        dense: bool = False,
+        pack: bool = False,
+        multi_label: bool = False,
+        ignore_index: int | None = None,
+        map_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if isinstance(spacing, str) and spacing != "affine":
+            raise ValueError(f"spacing: expected 'affine', numbers or None, got {spacing!r}")
+        get_map_kind(kind)
+        self.kind = kind
+        self.num_classes = num_classes
+        self.spacing = spacing
+        self.dense = dense
+        self.pack = pack
+        self.multi_label = multi_label
+        self.ignore_index = ignore_index
+        self.map_options = dict(map_options or {})
+
+    def __call__(self, label: NdarrayOrTensor) -> Tensor:
+        """
+        Args:
+            label: ``(1, *spatial)`` class index or ``(C, *spatial)`` one-hot or multi-label, 2D or
+                3D, of any integer, bool or float dtype that holds whole numbers.
+
+        Returns:
+            float32 map ``(1 or C, *spatial)``, or the packed target; a MetaTensor with the
+            label's affine and history if the label is one.
+        """
+        tensor = convert_to_tensor(label, track_meta=get_track_meta())
+        values = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+        if values.ndim not in (3, 4):
+            raise ValueError(
+                f"label: expected a channel-first 2D or 3D label, got shape {tuple(values.shape)}"
+            )
+        out = region_wise_map(
+            values.unsqueeze(0),
+            self.kind,
+            self.num_classes,
+            self._spacing_of(tensor),
+            dense=self.dense,
+            multi_label=self.multi_label,
+            ignore_index=self.ignore_index,
+            **self.map_options,
+        )[0]
+        if self.pack:
+            out = torch.cat([values.to(torch.float32), out])
+        if isinstance(tensor, MetaTensor):
+            return MetaTensor(out, meta=tensor.meta, applied_operations=tensor.applied_operations)
+        return out
+
+    def _spacing_of(self, label: Tensor) -> Spacing:
+        ndim = label.ndim - 1
+        if isinstance(self.spacing, str):
+            if not isinstance(label, MetaTensor):
+                return None
+            return as_spacing(label.pixdim[:ndim], 1, ndim)
+        return self.spacing
+
+
+class RegionWiseMapd(MapTransform):
+    """Dictionary version of :class:`RegionWiseMap`: the label stays, the map gets a new key.
+
+    Args:
+        keys: keys of the labels.
+        postfix: the new key is ``{key}_{postfix}``.
+        allow_missing_keys: do not raise if a key is missing.
+
+    The other arguments are those of :class:`RegionWiseMap`.
+    """
+
+    backend = RegionWiseMap.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        kind: str = "rrw",
+        num_classes: int = 2,
+        spacing: Spacing | Literal["affine"] = "affine",
+        dense: bool = False,
+        pack: bool = False,
+        multi_label: bool = False,
+        ignore_index: int | None = None,
+        map_options: Mapping[str, Any] | None = None,
+        postfix: str = "map",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if not postfix:
+            raise ValueError(
+                "postfix: expected a non-empty string, got ''; the label would be lost"
+            )
+        self.postfix = postfix
+        self.converter = RegionWiseMap(
+            kind, num_classes, spacing, dense, pack, multi_label, ignore_index, map_options
+        )
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[f"{key}_{self.postfix}"] = self.converter(data[key])
+        return out
+
+
+class SameGridd(MapTransform):
+    """Stop if images that belong together do not lie on the same grid.
+
+    Args:
+        keys: keys of channel-first images; the first is the reference.
+        atol: largest difference of the affines' entries that still counts as the same, in mm.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        ValueError: naming both files, the shapes or affines that differ.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, atol: float = 1e-2, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.atol = atol
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        present = list(self.key_iterator(dict(data)))
+        for key in present[1:]:
+            self._compare(present[0], data[present[0]], key, data[key])
+        return dict(data)
+
+    def _compare(self, first_key: Hashable, first: Tensor, key: Hashable, other: Tensor) -> None:
+        names = f"{key} ({_file_of(other)}) and {first_key} ({_file_of(first)})"
+        if first.shape[1:] != other.shape[1:]:
+            raise ValueError(
+                f"{names}: expected the same grid, got shapes {tuple(other.shape[1:])} "
+                f"and {tuple(first.shape[1:])}"
+            )
+        if isinstance(first, MetaTensor) and isinstance(other, MetaTensor):
+            gap = (first.affine.double().cpu() - other.affine.double().cpu()).abs().max()
+            if not float(gap) <= self.atol:
+                raise ValueError(
+                    f"{names}: expected the same grid, got affines that differ by up to "
+                    f"{float(gap):.4g}:\n{other.affine}\n{first.affine}"
+                )
+
+
+def _file_of(image: Tensor) -> str:
+    if isinstance(image, MetaTensor):
+        return str(image.meta.get("filename_or_obj", "no file"))
+    return "no file"
+
+
+RegionWiseMapD = RegionWiseMapDict = RegionWiseMapd
+SameGridD = SameGridDict = SameGridd
