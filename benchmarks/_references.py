@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from _labels import LabelArray
 from numpy.typing import NDArray
 from scipy import ndimage
-
-from _labels import LabelArray
 
 __all__ = ["FloatArray", "scipy_boundary", "scipy_rrw"]
 

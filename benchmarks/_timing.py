@@ -2,7 +2,9 @@
 
 Contestants run in turn, A B A B, in one process: whatever else the machine is doing slows all of
 them, so the ratio of two runs of one round says more than either time. A table shows the median of
-those ratios and, in brackets, the smallest and the largest.
+those ratios and, in brackets, the smallest and the largest. On a machine whose cores are all taken
+a contestant of several threads still loses more than one of a single thread; the processor's
+seconds, summed over the threads, stand beside the clock's to show it.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ __all__ = [
     "compare",
     "make_parser",
     "peak_memory",
+    "positive",
     "print_comparison",
     "print_table",
     "print_title",
@@ -81,10 +84,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Timing:
-    """A contestant's seconds, one number per round."""
+    """A contestant's seconds by the clock and of the processor, one number per round."""
 
     name: str
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
     target: str = ""
 
     @property
@@ -119,7 +123,9 @@ class Comparison:
                 "case": self.case,
                 "contestant": timing.name,
                 "seconds": timing.seconds,
+                "cpu_seconds": timing.cpu_seconds,
                 "median_seconds": timing.median,
+                "median_cpu_seconds": statistics.median(timing.cpu_seconds),
                 "times_the_first": dataclasses.asdict(timing.over(first)),
                 "target": timing.target,
                 **self.facts.get(timing.name, {}),
@@ -139,21 +145,27 @@ def compare(
     for contestant in contestants:
         if contestant.warm_up:
             contestant.run()
-    seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    rounds: dict[str, list[tuple[float, float]]] = {c.name: [] for c in contestants}
     for _ in range(repeats):
         for contestant in contestants:
             runs = [_seconds(contestant.run, device) for _ in range(contestant.runs)]
-            seconds[contestant.name].append(statistics.median(runs))
-    timings = tuple(Timing(c.name, tuple(seconds[c.name]), c.target) for c in contestants)
+            wall, cpu = (statistics.median(column) for column in zip(*runs, strict=True))
+            rounds[contestant.name].append((wall, cpu))
+    timings = tuple(make_timing(c.name, rounds[c.name], c.target) for c in contestants)
     return Comparison(case, timings, facts or {})
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
+def make_timing(name: str, rounds: Sequence[tuple[float, float]], target: str = "") -> Timing:
+    """A timing from one pair (clock, processor) of seconds per round."""
+    return Timing(name, tuple(wall for wall, _ in rounds), tuple(cpu for _, cpu in rounds), target)
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
     _synchronize(device)
-    began = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     run()
     _synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _synchronize(device: torch.device) -> None:
@@ -260,14 +272,13 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
     shown = {
         "": row["contestant"],
         "seconds": f"{row['median_seconds']:.4g}",
+        "of the CPU": f"{row['median_cpu_seconds']:.4g}",
         "times the first": str(Ratio(**row["times_the_first"])),
     }
     if row["target"]:
         shown["target"] = row["target"]
     if row.get("differs_by") is not None:
         shown["differs by"] = f"{row['differs_by']:.1e}"
-    if row.get("peak_bytes") is not None:
-        shown["peak MiB"] = f"{row['peak_bytes'] / 2**20:.1f}"
     return shown
 
 
@@ -307,11 +318,11 @@ def make_parser(description: str | None, repeats: int) -> argparse.ArgumentParse
         "--device", type=_device, default=torch.device("cpu"), help="cpu or cuda (default: cpu)"
     )
     parser.add_argument(
-        "--threads", type=_positive, default=2, help="CPU threads (default: %(default)s)"
+        "--threads", type=positive, default=2, help="CPU threads (default: %(default)s)"
     )
     parser.add_argument(
         "--repeats",
-        type=_positive,
+        type=positive,
         default=repeats,
         help="rounds, in each of which every contestant runs (default: %(default)s)",
     )
@@ -336,7 +347,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
     return int(text)

@@ -2,17 +2,21 @@
 
 The rectified map (rrw) and the signed map (boundary) of this package on the CPU, beside one and two
 SciPy transforms per class; the distance in plain torch on the chosen device beside edt on the CPU;
-the largest difference between the results, and the bytes of a compact and of a dense map.
+the largest difference between the results (of values above 1, as a share of the largest), and the
+bytes of a compact and of a dense map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from _labels import LabelArray, blobs, nested_heart
+from _references import FloatArray, scipy_boundary, scipy_rrw
 from _timing import (
     Comparison,
     Contestant,
@@ -23,16 +27,12 @@ from _timing import (
     print_title,
     write_report,
 )
-from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from monai_segloss.datasets import phantom_heart
 from monai_segloss.distance import distance_to_other_label
 from monai_segloss.maps import boundary_map, region_wise_map, rrw_map
 
-Volume = NDArray[np.uint8]
-FloatArray = NDArray[np.float32]
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
@@ -49,7 +49,7 @@ class Label:
     """A label volume with its voxel size and its number of classes."""
 
     name: str
-    values: Volume
+    values: LabelArray
     spacing: Spacing
     classes: int
 
@@ -62,57 +62,20 @@ class Label:
         return torch.from_numpy(self.values).unsqueeze(0)
 
 
-def blobs(shape: Shape, classes: int, spacing: Spacing, seed: int = 0) -> Label:
-    """Smooth noise cut into classes of equal size."""
-    noise = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    smooth = ndimage.gaussian_filter(noise, min(shape) / 16)
-    levels = np.quantile(smooth, np.arange(1, classes) / classes)
-    return Label("blobs", np.searchsorted(levels, smooth).astype(np.uint8), spacing, classes)
+def blob_label(shape: Shape, classes: int, spacing: Spacing) -> Label:
+    """Smooth regions of equal size."""
+    return Label("blobs", blobs(shape, classes), spacing, classes)
 
 
-def nested_heart(shape: Shape, spacing: Spacing) -> Label:
-    """A left cavity in its wall beside a right cavity, as ellipsoids in a large background."""
-    x, y, z = np.meshgrid(
-        *(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij", sparse=True
-    )
-    left = (x / 0.35) ** 2 + (y / 0.35) ** 2 + (z / 0.7) ** 2
-    right = ((x - 0.35) / 0.3) ** 2 + (y / 0.4) ** 2 + (z / 0.6) ** 2
-    values = np.zeros(shape, np.uint8)
-    values[right < 1] = 1
-    values[left < 1] = 2
-    values[left < 0.5] = 3
-    return Label("nested heart", values, spacing, 4)
+def heart_label(shape: Shape, spacing: Spacing) -> Label:
+    """Nested ellipsoids in a large background."""
+    return Label("nested heart", nested_heart(shape), spacing, 4)
 
 
 def phantom(size: int, slices: int) -> Label:
     """A frame of the package's phantom, in ACDC's own few thick slices."""
     frame = phantom_heart(np.random.default_rng(0), size, slices)[0]
     return Label("ACDC-like phantom", np.ascontiguousarray(frame.label), frame.spacing, 4)
-
-
-# --------------------------------------------------------------------------- the references
-
-
-def scipy_rrw(label: Label) -> FloatArray:
-    """Valverde & Tohka, eq. 4, as it stands: class by class, one channel each."""
-    out = np.empty((label.classes, *label.values.shape), np.float32)
-    for c in range(label.classes):
-        inside = label.values == c
-        distance = ndimage.distance_transform_edt(inside, sampling=label.spacing)
-        out[c] = np.where(inside, -distance / max(distance.max(), 1e-12), 1.0)
-    return out
-
-
-def scipy_boundary(label: Label) -> FloatArray:
-    """Valverde & Tohka, eq. 3, as it stands: two transforms per class."""
-    out = np.zeros((label.classes, *label.values.shape), np.float32)
-    for c in range(label.classes):
-        inside = label.values == c
-        if inside.any() and not inside.all():
-            outer = ndimage.distance_transform_edt(~inside, sampling=label.spacing)
-            inner = ndimage.distance_transform_edt(inside, sampling=label.spacing)
-            out[c] = outer - inner
-    return out
 
 
 # --------------------------------------------------------------------------- comparisons
@@ -137,7 +100,7 @@ def rrw_beside_scipy(label: Label, repeats: int, target: str = "") -> Comparison
     dense = _Last(
         lambda: region_wise_map(batch.unsqueeze(1), "rrw", label.classes, label.spacing, dense=True)
     )
-    reference = _Last(lambda: scipy_rrw(label))
+    reference = _Last(lambda: scipy_rrw(label.values, label.classes, label.spacing))
     timed = compare(
         f"rrw: {label}",
         [
@@ -162,7 +125,7 @@ def boundary_beside_scipy(label: Label, repeats: int) -> Comparison:
     """The signed map and SciPy's."""
     batch = label.batch
     ours = _Last(lambda: boundary_map(batch, label.classes, label.spacing))
-    reference = _Last(lambda: scipy_boundary(label))
+    reference = _Last(lambda: scipy_boundary(label.values, label.classes, label.spacing))
     timed = compare(
         f"boundary: {label}",
         [
@@ -194,12 +157,14 @@ def torch_beside_edt(label: Label, repeats: int, device: torch.device) -> Compar
 
 
 def _difference(ours: Tensor, reference: FloatArray) -> float:
-    return float(np.abs(ours.numpy() - reference).max())
+    """Largest difference, as a share of the reference's largest value where that exceeds 1."""
+    largest = max(1.0, float(np.abs(reference).max()))
+    return float(np.abs(ours.numpy() - reference).max()) / largest
 
 
-def _with_differences(timed: Comparison, differences: dict[str, float]) -> Comparison:
+def _with_differences(timed: Comparison, differences: Mapping[str, float]) -> Comparison:
     facts = {name: {"differs_by": value} for name, value in differences.items()}
-    return Comparison(timed.case, timed.timings, facts)
+    return dataclasses.replace(timed, facts=facts)
 
 
 # --------------------------------------------------------------------------- memory
@@ -207,7 +172,7 @@ def _with_differences(timed: Comparison, differences: dict[str, float]) -> Compa
 
 def memory_row(classes: int, quick: bool) -> dict[str, Any]:
     """Bytes of the compact and of the dense map of a label."""
-    label = blobs((16, 16, 16) if quick else (64, 64, 64), classes, (1.0, 1.0, 1.0))
+    label = blob_label((16, 16, 16) if quick else (64, 64, 64), classes, (1.0, 1.0, 1.0))
     batch = label.batch.unsqueeze(1)
     compact, dense = (
         region_wise_map(batch, "rrw", classes, label.spacing, dense=form).nbytes
@@ -238,16 +203,16 @@ def print_memory(rows: Sequence[dict[str, Any]]) -> None:
 def _comparisons(quick: bool, repeats: int, device: torch.device) -> Iterator[Comparison]:
     if quick:
         wide, many = (
-            blobs((24, 24, 16), 4, (1.0, 1.0, 1.5)),
-            blobs((16, 16, 16), 8, (1.0, 1.0, 1.0)),
+            blob_label((24, 24, 16), 4, (1.0, 1.0, 1.5)),
+            blob_label((16, 16, 16), 8, (1.0, 1.0, 1.0)),
         )
-        heart, thick, cube = nested_heart((24, 24, 16), (1.0, 1.0, 1.5)), phantom(48, 6), many
+        heart, thick, cube = heart_label((24, 24, 16), (1.0, 1.0, 1.5)), phantom(48, 6), many
     else:
-        wide = blobs((240, 240, 155), 4, (1.0, 1.0, 1.5))
-        many = blobs((160, 160, 160), 32, (1.0, 1.0, 1.0))
-        heart = nested_heart((240, 240, 155), (1.0, 1.0, 1.5))
+        wide = blob_label((240, 240, 155), 4, (1.0, 1.0, 1.5))
+        many = blob_label((160, 160, 160), 32, (1.0, 1.0, 1.0))
+        heart = heart_label((240, 240, 155), (1.0, 1.0, 1.5))
         thick = phantom(256, 10)
-        cube = wide if device.type == "cuda" else blobs((96, 96, 96), 4, (1.0, 1.0, 1.5))
+        cube = wide if device.type == "cuda" else blob_label((96, 96, 96), 4, (1.0, 1.0, 1.5))
     yield rrw_beside_scipy(wide, repeats, "" if quick else "at least 15x")
     yield rrw_beside_scipy(heart, repeats, "" if quick else "at least 15x")
     yield rrw_beside_scipy(many, repeats, "" if quick else "at least 50x")

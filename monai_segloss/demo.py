@@ -19,11 +19,11 @@ __all__ = ["run_demo"]
 _OVERRIDES: dict[str, Any] = {
     "spacing": [2.0, 2.0],
     "patch_size": [96, 96],
-    "width": 12,
+    "width": 16,
     "levels": 5,
-    "batch_size": 4,
+    "batch_size": 2,
     "slices_per_volume": 4,
-    "learning_rate": 0.003,
+    "learning_rate": 0.001,
     "num_workers": 0,
     "val_interval": 4,
     "val_patients": 1,
@@ -33,8 +33,8 @@ _OVERRIDES: dict[str, Any] = {
 def run_demo(
     output: str | os.PathLike[str] = "demo_output",
     patients: int = 16,
-    epochs: int = 16,
-    epoch_length: int = 30,
+    epochs: int = 24,
+    epoch_length: int = 50,
     loss_name: str = "rrw",
     seed: int = 0,
 ) -> dict[str, Any]:

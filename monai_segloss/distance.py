@@ -140,7 +140,7 @@ def signed_distance(
     for c in range(num_classes):
         inside = label == c
         distance = distance_to_other_label(inside, sizes, backend=backend, threads=threads)
-        distance = torch.where(torch.isinf(distance), 0.0, distance)
+        distance.nan_to_num_(posinf=0.0)
         torch.where(inside, -distance, distance, out=signed[:, c])
     return signed
 
@@ -160,11 +160,14 @@ def _edt_distance(label: Tensor, sizes: np.ndarray, threads: int | None) -> Tens
     if threads is None:
         threads = torch.get_num_threads() if voxels > _SERIAL_VOXELS else 1
     values = _as_nonzero_unsigned(label.detach().cpu())
-    out = torch.empty(label.shape, dtype=torch.float32)
-    for i, size in enumerate(sizes):
-        out[i] = torch.from_numpy(
-            edt.edt(values[i], anisotropy=tuple(size), black_border=False, parallel=threads)
+    distances = [
+        torch.from_numpy(
+            edt.edt(value, anisotropy=tuple(size), black_border=False, parallel=threads)
         )
+        for value, size in zip(values, sizes, strict=True)
+    ]
+    # Stacking copies, which one large volume need not pay for.
+    out = distances[0].unsqueeze(0) if len(distances) == 1 else torch.stack(distances)
     return out.to(label.device)
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.handlers import HausdorffDistance, from_engine
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from monai_segloss.files import replacing
@@ -67,8 +69,13 @@ class Checkpointing:
 
     def attach(self, engine: Engine) -> None:
         """Load when the trainer starts, save as its epochs end."""
-        engine.add_event_handler(Events.STARTED, self.load)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.STARTED, self._started)
+
+    def _started(self, engine: Engine) -> None:
+        self.load(engine)
+        # Attached only now, to save after the schedule's step and whatever else ends an epoch.
+        if not engine.has_event_handler(self._epoch_completed, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
     def load(self, engine: Engine) -> None:
         """Restore the run, if there is one to restore."""
@@ -88,6 +95,9 @@ class Checkpointing:
             raise ValueError(
                 f"{self.path}: does not fit this run ({name}: {error}); {advice}"
             ) from error
+        for item in self.save_dict.values():
+            if isinstance(item, LambdaLR):
+                _follow_schedule(item)
         # Not engine.load_state_dict: it would bring back the max_epochs of the interrupted run.
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
@@ -134,6 +144,14 @@ class Checkpointing:
             )
 
 
+def _follow_schedule(scheduler: LambdaLR) -> None:
+    """Set the rates by this run's schedule: it may be longer than the one that was saved."""
+    for group, base, factor in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(scheduler.last_epoch)
+
+
 class TrainingLog:
     """A progress bar while training, and a CSV file with one row per epoch.
 
@@ -161,7 +179,8 @@ class TrainingLog:
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
         self._losses: list[float] = []
-        self._validated: dict[str, float] = {}
+        self._bad = 0
+        self._rate = 0.0
         self._bar: tqdm[Any] | None = None
         self._clock = time.perf_counter()
 
@@ -192,16 +211,17 @@ class TrainingLog:
 
     def _epoch_started(self, engine: Engine) -> None:
         self._losses = []
+        self._rate = self.optimizer.param_groups[0]["lr"]
         self._clock = time.perf_counter()
 
     def _iteration_completed(self, engine: Engine) -> None:
         loss = from_engine(["loss"], first=True)(engine.state.output)
         self._losses.append(float(loss))
-        tail = self._losses[-_BAD_LOSSES_IN_A_ROW:]
-        if len(tail) == _BAD_LOSSES_IN_A_ROW and not any(math.isfinite(v) for v in tail):
+        self._bad = 0 if math.isfinite(self._losses[-1]) else self._bad + 1
+        if self._bad == _BAD_LOSSES_IN_A_ROW:
             raise ValueError(
-                f"loss: expected finite values, got {tail[-1]} {len(tail)} times in a row at "
-                f"iteration {engine.state.iteration}; lower the learning rate or check the images"
+                f"loss: expected finite values, got {loss} {self._bad} times in a row at iteration "
+                f"{engine.state.iteration}; lower the learning rate or check the images"
             )
         if self._bar is not None:
             self._bar.update()
@@ -211,7 +231,7 @@ class TrainingLog:
         row: dict[str, Any] = {
             "epoch": engine.state.epoch,
             "loss": sum(self._losses) / max(1, len(self._losses)),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self._rate,
             "seconds": time.perf_counter() - self._clock,
         }
         self.rows.append(row)
@@ -274,7 +294,10 @@ class HausdorffDistanceMM(HausdorffDistance):
         predictions, labels = output
         for prediction, label in zip(predictions, labels, strict=True):
             spacing = [float(v) for v in label.pixdim[: label.ndim - 1]]
-            self.metric_fn(prediction[None], label[None], spacing=spacing)
+            with warnings.catch_warnings():
+                # An absent class is reported with the results, not in the middle of them.
+                warnings.filterwarnings("ignore", "the (prediction|ground truth) of class")
+                self.metric_fn(prediction[None], label[None], spacing=spacing)
         self._is_reduced = False
 
 

@@ -52,6 +52,10 @@ Inside: TypeAlias = Literal["symmetric", "shifted"]
 _BORDER_REACH = math.sqrt(2 * math.log(1e9))
 
 
+_PART_VOXELS = 1 << 18
+_SMALL_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 @dataclass(frozen=True)
 class MapKind:
     """One row of the table of kinds.
@@ -98,9 +102,9 @@ def rrw_map(label: Tensor, num_classes: int, spacing: Spacing = None) -> Tensor:
         absent class is +1 everywhere. A class that fills the sample has no border: z_y = -1.
     """
     distance = distance_to_other_label(label, spacing)
-    distance = torch.where(torch.isinf(distance), 1.0, distance)
-    index = label.to(torch.int64)
-    return -(distance / _class_maximum(distance, index, num_classes)).unsqueeze(1)
+    return _with_class_maximum(
+        distance, label, num_classes, lambda d, largest: d.div_(largest).neg_()
+    ).unsqueeze(1)
 
 
 def boundary_map(
@@ -179,9 +183,9 @@ def distance_penalty_map(label: Tensor, num_classes: int, spacing: Spacing = Non
         absent class has no voxel to weigh; a class that fills the sample gets 0.
     """
     distance = distance_to_other_label(label, spacing)
-    distance = torch.where(torch.isinf(distance), 0.0, distance)
-    index = label.to(torch.int64)
-    return (_class_maximum(distance, index, num_classes) - distance).unsqueeze(1)
+    return _with_class_maximum(
+        distance, label, num_classes, lambda d, largest: d.neg_().add_(largest)
+    ).unsqueeze(1)
 
 
 def border_map(
@@ -359,7 +363,7 @@ def to_dense(compact: Tensor, index: Tensor, row: MapKind, num_classes: int) -> 
 
     Args:
         compact: ``(B, 1, *spatial)``.
-        index: int64 class index ``(B, 1, *spatial)``.
+        index: class index ``(B, 1, *spatial)``.
         row: the map's kind.
         num_classes: number of classes C.
 
@@ -368,13 +372,13 @@ def to_dense(compact: Tensor, index: Tensor, row: MapKind, num_classes: int) -> 
     """
     shape = (compact.shape[0], num_classes, *compact.shape[2:])
     off = compact.new_full((), row.off_class).expand(shape)
-    return off.scatter(1, index, row.sign * compact)
+    return off.scatter(1, index.long(), row.sign * compact)
 
 
 def to_label_index(
     label: Tensor, num_classes: int, ignore_index: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Bring a label index or one-hot label to an int64 index, and say what counts.
+    """Bring a label index or one-hot label to an integer index, and say what counts.
 
     Args:
         label: ``(B, 1, *spatial)`` index or ``(B, C, *spatial)`` one-hot.
@@ -382,7 +386,8 @@ def to_label_index(
         ignore_index: label value (or class of a one-hot label) that does not count.
 
     Returns:
-        The index ``(B, 1, *spatial)``, ignored voxels set to 0, and a bool mask of the voxels that
+        The index ``(B, 1, *spatial)`` in the label's integer dtype where torch computes with it,
+        else in int64, ignored voxels set to 0, and a bool mask of the voxels that
         count, None if all do.
 
     Raises:
@@ -399,7 +404,7 @@ def to_label_index(
         )
     if label.shape[1] == 1:
         check_whole(label, "label")
-        index = label.to(torch.int64)
+        index = label if label.dtype in _SMALL_INTEGERS else label.to(torch.int64)
         valid = None if ignore_index is None else index != ignore_index
         index = index if valid is None else torch.where(valid, index, 0)
         check_range(index, num_classes, "label")
@@ -481,6 +486,7 @@ def is_rectified(region_wise: Tensor, label: Tensor, atol: float = 1e-6) -> bool
         atol: values this close count as the same.
     """
     index, _ = to_label_index(label, region_wise.shape[1])
+    index = index.long()
     low = region_wise.scatter(1, index, torch.inf).amin(dim=1)
     high = region_wise.scatter(1, index, -torch.inf).amax(dim=1)
     return bool((high - low <= atol).all())
@@ -528,12 +534,28 @@ def count_conflicting_voxels(logits: Tensor, region_wise: Tensor) -> Tensor:
 # --------------------------------------------------------------------------- helpers
 
 
-def _class_maximum(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
-    """The maximum of ``values`` over each sample and class, spread back over the voxels."""
-    flat, classes = values.flatten(1), index.flatten(1)
-    highest = values.new_zeros((values.shape[0], num_classes))
-    highest.scatter_reduce_(1, classes, flat, "amax")
-    return highest.gather(1, classes).reshape(values.shape)
+def _with_class_maximum(
+    distance: Tensor,
+    label: Tensor,
+    num_classes: int,
+    combine: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Combine every distance, in place, with the largest one of its sample and class.
+
+    The infinite distances of a volume of one class count as the largest finite number, so that
+    their ratio is 1 and their difference 0.
+    """
+    voxels, classes = distance.view(distance.shape[0], -1), label.flatten(1)
+    # Parts that stay in the CPU's cache: a volume-sized int64 index would cost more than edt does.
+    part = _PART_VOXELS if distance.device.type == "cpu" else max(1, voxels.shape[1])
+    starts = range(0, voxels.shape[1], part)
+    largest = distance.new_zeros((distance.shape[0], num_classes))
+    for s in starts:
+        here = voxels[:, s : s + part].clamp_(max=torch.finfo(distance.dtype).max)
+        largest.scatter_reduce_(1, classes[:, s : s + part].long(), here, "amax")
+    for s in starts:
+        combine(voxels[:, s : s + part], largest.gather(1, classes[:, s : s + part].long()))
+    return distance
 
 
 def _components(label: Tensor) -> Tensor:

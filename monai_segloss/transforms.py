@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
+import nibabel
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.data.meta_obj import get_track_meta
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_tensor
+from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import TransformBackends
 from torch import Tensor
 
@@ -26,6 +29,9 @@ __all__ = [
     "SameGridD",
     "SameGridDict",
     "SameGridd",
+    "WholeNiftiD",
+    "WholeNiftiDict",
+    "WholeNiftid",
 ]
 
 
@@ -101,7 +107,7 @@ class RegionWiseMap(Transform):
             values.unsqueeze(0),
             self.kind,
             self.num_classes,
-            self._spacing_of(tensor),
+            self._spacing_of(label),
             dense=self.dense,
             multi_label=self.multi_label,
             ignore_index=self.ignore_index,
@@ -113,7 +119,7 @@ class RegionWiseMap(Transform):
             return MetaTensor(out, meta=tensor.meta, applied_operations=tensor.applied_operations)
         return out
 
-    def _spacing_of(self, label: Tensor) -> Spacing:
+    def _spacing_of(self, label: NdarrayOrTensor) -> Spacing:
         ndim = label.ndim - 1
         if isinstance(self.spacing, str):
             if not isinstance(label, MetaTensor):
@@ -166,6 +172,40 @@ class RegionWiseMapd(MapTransform):
         return out
 
 
+class WholeNiftid(MapTransform):
+    """Stop before a NIfTI file that ends too early or is damaged; ITK reads it without a word.
+
+    It takes paths, so it stands before ``LoadImaged``. Other formats pass unread.
+
+    Args:
+        keys: keys of paths, or of sequences of paths.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(dict(data)):
+            for path in ensure_tuple(data[key]):
+                if str(path).endswith((".nii", ".nii.gz")):
+                    _read_to_the_end(str(path))
+        return dict(data)
+
+
+def _read_to_the_end(path: str) -> None:
+    try:
+        image: Any = nibabel.load(path)
+        np.asanyarray(image.dataobj)
+        if path.endswith(".gz"):
+            # The checksum comes after the last voxel.
+            with gzip.open(path) as file:
+                while file.read(1 << 20):
+                    pass
+    except Exception as error:
+        raise ValueError(f"{path}: expected a whole NIfTI file, got an error: {error}") from error
+
+
 class SameGridd(MapTransform):
     """Stop if images that belong together do not lie on the same grid.
 
@@ -214,3 +254,4 @@ def _file_of(image: Tensor) -> str:
 
 RegionWiseMapD = RegionWiseMapDict = RegionWiseMapd
 SameGridD = SameGridDict = SameGridd
+WholeNiftiD = WholeNiftiDict = WholeNiftid

@@ -11,8 +11,7 @@ a map or probabilities; the losses take a batch. Nothing here imports the packag
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,16 +55,6 @@ def spacings() -> st.SearchStrategy[list[float]]:
 def one_hot(label: Array, classes: int) -> Array:
     """``(*spatial)`` -> float64 ``(C, *spatial)``."""
     return np.stack([label == c for c in range(classes)]).astype(np.float64)
-
-
-@contextmanager
-def error_may_name(argument: str) -> Iterator[None]:
-    """Where an error and a right result both do: the error, if one comes, names the argument."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if not str(error).startswith(f"{argument}: "):
-            raise
 
 
 # --------------------------------------------------------------------------- distances

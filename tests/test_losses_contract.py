@@ -11,6 +11,7 @@ import inspect
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.losses import DeepSupervisionLoss
 from monai.utils import LossReduction
-from oracles import COMPACT, WEIGHTS, Array, blobs, error_may_name, one_hot
+from oracles import COMPACT, WEIGHTS, Array, blobs, one_hot
 from torch import Tensor
 from torch.nn import functional
 
@@ -621,7 +622,7 @@ def test_trap_04_integer_one_hot_truncates_nothing(rng: np.random.Generator) -> 
         {"other_act": torch.tanh},
         {},
     ],
-    ids=str,
+    ids=["softmax", "no-background", "index", "sigmoid", "tanh", "none"],
 )
 @each_shape
 def test_shifted_boundary_loss_equals_monai(
@@ -809,6 +810,14 @@ def test_weights_move_and_are_saved(
     make().load_state_dict({})
 
 
+@each_loss
+def test_a_given_weight_tensor_stays_the_callers(name: str, make: Make) -> None:
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    loss = make(weight=weight)
+    loss.load_state_dict({"class_weight": torch.tensor([7.0, 8.0, 9.0])})
+    assert weight.tolist() == [1, 2, 3]
+
+
 # --------------------------------------------------------------------------- errors
 
 INPUT = torch.zeros((2, 3, 4, 5))
@@ -898,6 +907,21 @@ def test_error_not_finite(name: str, make: Make, rng: np.random.Generator) -> No
 
 
 @each_loss
+def test_nan_at_an_ignored_voxel(name: str, make: Make, rng: np.random.Generator) -> None:
+    """It does not reach the gradient: an error names the input, or the voxel does not count."""
+    label = samples(rng, (4, 5))
+    label[0, 1, 2] = 255
+    input = torch.as_tensor(logits_for(label, rng))
+    input[0, :, 1, 2] = float("nan")
+    input.requires_grad_()
+    loss = make(to_onehot_y=True, softmax=True, ignore_index=255)
+    with suppress(ValueError):
+        loss(input, torch.as_tensor(label[:, None])).backward()
+        assert input.grad is not None
+        assert torch.isfinite(input.grad).all()
+
+
+@each_loss
 def test_error_activations(name: str, make: Make) -> None:
     for arguments in (
         {"softmax": True, "sigmoid": True},
@@ -932,11 +956,12 @@ def test_error_weight(name: str, make: Make) -> None:
 
 
 @pytest.mark.parametrize("ignore_index", [-1, 3, 255])
-def test_error_ignored_channel_of_a_multi_label_target(ignore_index: int) -> None:
-    """A channel that is not there cannot be ignored: an error says so, or nothing is ignored."""
-    loss = RegionWiseLoss(sigmoid=True, ignore_index=ignore_index)
-    with error_may_name("ignore_index"):
-        assert loss(INPUT, ONE_HOT) == RegionWiseLoss(sigmoid=True)(INPUT, ONE_HOT)
+@each_loss
+def test_error_ignored_channel_of_a_multi_label_target(
+    name: str, make: Make, ignore_index: int
+) -> None:
+    loss = make(sigmoid=True, ignore_index=ignore_index)
+    fails(loss, INPUT, ONE_HOT, "ignore_index: expected a channel from 0 to 2", str(ignore_index))
 
 
 @pytest.mark.parametrize("kind", ["rww", "Boundary", None])

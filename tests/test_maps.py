@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import COMPACT, WEIGHTS, Array, blobs, error_may_name, label_volumes, one_hot, spacings
+from oracles import COMPACT, WEIGHTS, Array, blobs, label_volumes, one_hot, spacings
 from torch import Tensor
 
 from monai_segloss import maps
@@ -128,13 +128,16 @@ def one_hot_mask(label: Tensor, classes: int) -> Array:
     return np.stack([one_hot(s, classes) for s in label[:, 0].numpy()])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_spacing_per_sample(kind: str, rng: np.random.Generator) -> None:
-    samples, sizes = [blobs(rng, (6, 7), 3)] * 2, np.array([[1.0, 1.0], [0.5, 3.0]])
-    found = region_wise_map(as_index(*samples), kind, 3, sizes, dense=True)
-    expected = [oracles.region_wise_map(kind, s, 3, z) for s, z in zip(samples, sizes, strict=True)]
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+def test_spacing_per_sample(kind: str, options: dict[str, Any], rng: np.random.Generator) -> None:
+    samples, sizes = [blobs(rng, (6, 7), 4)] * 2, np.array([[1.0, 1.0], [0.5, 3.0]])
+    found = region_wise_map(as_index(*samples), kind, 4, sizes, dense=True, **options)
+    expected = [
+        oracles.region_wise_map(kind, s, 4, z, **options)
+        for s, z in zip(samples, sizes, strict=True)
+    ]
     close(found, np.stack(expected))
-    assert (kind in ("active_contour", "non_euclidean")) is (not MAP_KINDS[kind].uses_distance)
+    assert torch.equal(found[0], found[1]) is not MAP_KINDS[kind].uses_distance
 
 
 def test_border_with_given_instances(rng: np.random.Generator) -> None:
@@ -158,10 +161,14 @@ def test_border_with_given_instances(rng: np.random.Generator) -> None:
     torch.testing.assert_close(through, maps.border_map(batch, 2, instances=ids, sigma=2.0))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool], ids=str
+)
 def test_border_instances_of_any_integer_dtype(dtype: torch.dtype) -> None:
     label = torch.tensor([[[1, 0, 0, 1, 0, 1]]])
     ids = torch.tensor([[[5, 0, 0, 2, 0, 2]]])
+    if dtype == torch.bool:
+        ids = ids.clamp(max=1)
     expected = maps.border_map(label, 2, instances=ids)
     torch.testing.assert_close(maps.border_map(label, 2, instances=ids.to(dtype)), expected)
 
@@ -222,13 +229,15 @@ def test_multi_label(
     close(found, np.stack([oracles.multi_label_map(kind, c, size, **options) for c in (one, two)]))
 
 
-def test_multi_label_spacing_per_sample_and_one_channel(rng: np.random.Generator) -> None:
-    channels = np.stack([np.stack([blobs(rng, (6, 7), 2)])] * 2)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_multi_label_spacing_per_sample(channels: int, rng: np.random.Generator) -> None:
+    label = np.stack([np.stack([blobs(rng, (6, 7), 2)] * channels)] * 2)
     sizes = np.array([[1.0, 1.0], [0.5, 3.0]])
-    label = torch.as_tensor(channels).bool()
-    found = region_wise_map(label, "boundary", 1, sizes, multi_label=True)
+    found = region_wise_map(
+        torch.as_tensor(label).bool(), "boundary", channels, sizes, multi_label=True
+    )
     expected = [
-        oracles.multi_label_map("boundary", c, s) for c, s in zip(channels, sizes, strict=True)
+        oracles.multi_label_map("boundary", c, s) for c, s in zip(label, sizes, strict=True)
     ]
     close(found, np.stack(expected))
 
@@ -262,14 +271,6 @@ def test_ignore_index_is_the_same_in_both_forms(
     for form in (as_index(label), as_one_hot(3, label)):
         found = region_wise_map(form, kind, 3, dense=True, ignore_index=ignore_index)
         close(found[0], expected)
-
-
-def test_ignore_index_in_multi_label(rng: np.random.Generator) -> None:
-    """Ignored voxels get 0 there too, or an error says that they cannot."""
-    channels = as_one_hot(3, blobs(rng, (9, 8), 3))
-    with error_may_name("ignore_index"):
-        found = region_wise_map(channels, "rrw", 3, multi_label=True, ignore_index=2)
-        assert not found[:, :, channels[0, 2] == 1].any()
 
 
 def test_to_label_index(rng: np.random.Generator) -> None:
@@ -647,14 +648,17 @@ def test_error_options(kind: str, options: dict[str, Any], message: str) -> None
         region_wise_map(INDEX, kind, 2, **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_error_instances_dtype(dtype: torch.dtype) -> None:
-    """Named, like any argument that does not fit (or simply accepted)."""
     ids = torch.zeros((2, 4, 5), dtype=dtype)
-    ids[:, 1, 1] = 1
-    with error_may_name("instances"):
-        found = maps.border_map(INDEX[:, 0], 2, instances=ids)
-        torch.testing.assert_close(found, maps.border_map(INDEX[:, 0], 2, instances=ids.long()))
+    with pytest.raises(ValueError, match=f"^instances: expected an integer dtype, got {dtype}"):
+        maps.border_map(INDEX[:, 0], 2, instances=ids)
+
+
+def test_error_ignore_index_in_multi_label() -> None:
+    label = as_one_hot(3, *INDEX[:, 0].numpy())
+    with pytest.raises(ValueError, match=r"^ignore_index: .*multi_label=True.*, got 2"):
+        region_wise_map(label, "rrw", 3, multi_label=True, ignore_index=2)
 
 
 def test_error_negative_gradient_shapes() -> None:

@@ -150,13 +150,17 @@ def test_multi_label_ignore_index_and_map_options(label: Array, rng: np.random.G
 
 
 def test_without_metadata_tracking(label: Array) -> None:
+    """The result is a plain tensor, in mm all the same if the label brings its affine."""
+    tensor = meta_label(label)
     set_track_meta(False)
     try:
-        found = RegionWiseMap("boundary", 3, SPACING)(torch.as_tensor(label))
+        given = RegionWiseMap("boundary", 3, SPACING)(torch.as_tensor(label))
+        from_affine = RegionWiseMap("boundary", 3)(tensor)
     finally:
         set_track_meta(True)
-    assert type(found) is torch.Tensor
-    close(found, oracles.boundary(label[0], 3, SPACING))
+    for found in (given, from_affine):
+        assert type(found) is torch.Tensor
+        close(found, oracles.boundary(label[0], 3, SPACING))
 
 
 def test_device_is_kept(label: Array, devices: torch.device) -> None:

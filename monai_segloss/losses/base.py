@@ -177,8 +177,13 @@ class SegmentationLoss(_Loss, ABC):
     def _take_apart(self, input: Tensor, target: Tensor) -> Pair:
         label_channels = self._label_channels(input, target)
         logits = input if input.dtype == torch.float64 else input.float()
-        single = logits.shape[1] == 1
-        softmax = self.softmax and not single
+        label = target[:, :label_channels]
+        packed = target[:, label_channels:] if target.shape[1] > label_channels else None
+        index, channels, valid = self._labels(label, logits.shape[1])
+        if valid is not None:
+            # Whatever stands at an ignored voxel, NaN too, must not reach the gradient.
+            logits = torch.where(valid, logits, 0.0)
+        softmax = self.softmax and logits.shape[1] > 1
         activated: Tensor | None = None
         if self.sigmoid:
             activated = torch.sigmoid(logits)
@@ -186,9 +191,6 @@ class SegmentationLoss(_Loss, ABC):
             activated = self.other_act(logits)
         elif not softmax:
             activated = logits
-        label = target[:, :label_channels]
-        packed = target[:, label_channels:] if target.shape[1] > label_channels else None
-        index, channels, valid = self._labels(label, logits.shape[1])
         return Pair(
             logits=logits,
             softmax=softmax,
@@ -327,7 +329,8 @@ def _reduction_name(reduction: Any) -> str:
 def _as_weight(weight: Sequence[float] | float | Tensor | None) -> Tensor | None:
     if weight is None:
         return None
-    values = torch.as_tensor(weight, dtype=torch.float32)
+    # A copy: as a buffer it takes what a state dict brings, which is not the caller's to have.
+    values = torch.as_tensor(weight, dtype=torch.float32).detach().clone()
     if values.ndim > 1 or not bool((values >= 0).all()):
         raise ValueError(
             f"weight: expected a number or a sequence of numbers >= 0, got {values.tolist()}"

@@ -34,7 +34,7 @@ class RegionWiseLoss(SegmentationLoss):
     single-channel or multi-label prediction uses each channel's foreground map alone.
 
     Values: absent classes follow the map kind's rule; rrw lies between -1 and 1 (times 1/C at best:
-    a perfect prediction gives -mean(w)/C, w the map at the true class). ``reduction="none"``
+    a perfect prediction gives mean(z_y)/C, z_y < 0 the map at the true class). ``reduction="none"``
     returns ``(B, C, *spatial)`` (C without the background if that does not count).
     ``weight`` multiplies a voxel by the weight of its true class (background voxels by 1 if the
     background does not count), which keeps a rectified map rectified; with multi-label

@@ -27,3 +27,10 @@ class StackedDeepSupervisionLoss(DeepSupervisionLoss):
             input = list(torch.unbind(input, dim=1))
         loss: Tensor = super().forward(input, target)
         return loss
+
+    def get_loss(self, input: Tensor, target: Tensor) -> Tensor:
+        """One level; an integer target, which torch cannot shrink, becomes float32 first."""
+        if not target.is_floating_point():
+            target = target.float()
+        loss: Tensor = super().get_loss(input, target)
+        return loss

@@ -28,6 +28,7 @@ class LossRow:
         safe_alone: False if it is known to collapse without a partner.
         source: paper and equation.
         options: arguments that make this name out of the class.
+        renames: what the class calls an argument that the others call otherwise.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LossRow:
     map_kind: str | None = None
     safe_alone: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)
 
 
 _PAPER = "Valverde & Tohka 2022"
@@ -51,7 +53,13 @@ def _region_wise(kind: str, source: str, safe_alone: bool = True) -> LossRow:
 TAXONOMY: Mapping[str, LossRow] = {
     row.name: row
     for row in (
-        LossRow("focal", "distribution", monai.losses.FocalLoss, "Lin et al. 2017, eq. 5"),
+        LossRow(
+            "focal",
+            "distribution",
+            monai.losses.FocalLoss,
+            "Lin et al. 2017, eq. 5",
+            renames={"softmax": "use_softmax"},
+        ),
         LossRow("dice", "region", monai.losses.DiceLoss, "Milletari et al. 2016"),
         LossRow(
             "generalized_dice", "region", monai.losses.GeneralizedDiceLoss, "Sudre et al. 2017"
@@ -106,6 +114,7 @@ def make_loss(name: str, **options: Any) -> nn.Module:
             match.
     """
     row = get_loss_row(name)
+    options = {row.renames.get(option, option): value for option, value in options.items()}
     known = inspect.signature(row.build).parameters
     for option in options:
         if option not in known:
@@ -117,5 +126,5 @@ def make_loss(name: str, **options: Any) -> nn.Module:
 
 
 def _nearest(word: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
+    close = difflib.get_close_matches(str(word).lower(), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
