@@ -33,17 +33,20 @@ __all__ = [
     "Contestant",
     "Ratio",
     "Timing",
+    "begin",
     "compare",
     "make_parser",
     "peak_memory",
     "positive",
     "print_comparison",
     "print_table",
-    "print_title",
     "write_report",
 ]
 
 _PACKAGES = ("monai", "torch", "numpy", "scipy", "edt")
+_WAIT_POLICY = "OMP_WAIT_POLICY"
+_ADVICE = f"""On a machine that others use too, set {_WAIT_POLICY}=passive: threads that spin while they wait
+for one another take the processor from those they wait for."""
 _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 _MMAP_BYTES = 1 << 16
 
@@ -95,6 +98,10 @@ class Timing:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu_seconds)
+
     def over(self, other: Timing) -> Ratio:
         """How many times as long as ``other``, round by round."""
         ratios = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
@@ -125,7 +132,7 @@ class Comparison:
                 "seconds": timing.seconds,
                 "cpu_seconds": timing.cpu_seconds,
                 "median_seconds": timing.median,
-                "median_cpu_seconds": statistics.median(timing.cpu_seconds),
+                "median_cpu_seconds": timing.cpu_median,
                 "times_the_first": dataclasses.asdict(timing.over(first)),
                 "target": timing.target,
                 **self.facts.get(timing.name, {}),
@@ -151,13 +158,11 @@ def compare(
             runs = [_seconds(contestant.run, device) for _ in range(contestant.runs)]
             wall, cpu = (statistics.median(column) for column in zip(*runs, strict=True))
             rounds[contestant.name].append((wall, cpu))
-    timings = tuple(make_timing(c.name, rounds[c.name], c.target) for c in contestants)
-    return Comparison(case, timings, facts or {})
-
-
-def make_timing(name: str, rounds: Sequence[tuple[float, float]], target: str = "") -> Timing:
-    """A timing from one pair (clock, processor) of seconds per round."""
-    return Timing(name, tuple(wall for wall, _ in rounds), tuple(cpu for _, cpu in rounds), target)
+    timings = []
+    for contestant in contestants:
+        wall, cpu = zip(*rounds[contestant.name], strict=True)
+        timings.append(Timing(contestant.name, wall, cpu, contestant.target))
+    return Comparison(case, tuple(timings), facts or {})
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
@@ -231,6 +236,8 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in _PACKAGES},
     }
+    if _WAIT_POLICY in os.environ:
+        facts[_WAIT_POLICY] = os.environ[_WAIT_POLICY]
     if hasattr(os, "getloadavg"):
         facts["load"] = round(os.getloadavg()[0], 1)
     return facts
@@ -246,9 +253,11 @@ def _cpu_model() -> str:
 # --------------------------------------------------------------------------- tables and files
 
 
-def print_title(title: str, device: torch.device) -> None:
-    """The benchmark's name and the machine's facts."""
-    print(f"{title}\n{', '.join(f'{k} {v}' for k, v in machine_facts(device).items())}", flush=True)
+def begin(title: str, args: argparse.Namespace) -> None:
+    """Set the threads; print the benchmark's name and what it runs on."""
+    torch.set_num_threads(args.threads or (1 if args.quick else 2))
+    facts = ", ".join(f"{name} {value}" for name, value in machine_facts(args.device).items())
+    print(f"{title}\n{facts}", flush=True)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -276,19 +285,17 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
         "times the first": str(Ratio(**row["times_the_first"])),
     }
     if row["target"]:
-        shown["target"] = row["target"]
+        shown["aim"] = row["target"]
     if row.get("differs_by") is not None:
         shown["differs by"] = f"{row['differs_by']:.1e}"
     return shown
 
 
 def write_report(
-    path: Path | None,
-    arguments: argparse.Namespace,
-    comparisons: Sequence[Comparison],
-    **more: Any,
+    arguments: argparse.Namespace, comparisons: Sequence[Comparison], **more: Any
 ) -> None:
-    """Write machine, arguments and results as JSON, if a path was given."""
+    """Write machine, arguments and results to ``--output`` as JSON, if it was given."""
+    path = arguments.output
     if path is None:
         return
     report = {
@@ -312,14 +319,12 @@ def _plain(value: Any) -> Any:
 def make_parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
     """The options that every benchmark takes."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, epilog=_ADVICE, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
         "--device", type=_device, default=torch.device("cpu"), help="cpu or cuda (default: cpu)"
     )
-    parser.add_argument(
-        "--threads", type=positive, default=2, help="CPU threads (default: %(default)s)"
-    )
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: 2; with --quick 1)")
     parser.add_argument(
         "--repeats",
         type=positive,

@@ -20,12 +20,12 @@ import torch
 from _timing import (
     Comparison,
     Contestant,
+    begin,
     compare,
     make_parser,
     positive,
     print_comparison,
     print_table,
-    print_title,
     write_report,
 )
 from monai.bundle import ConfigParser
@@ -221,8 +221,7 @@ def hearts(args: argparse.Namespace) -> Iterator[Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from a command line."""
     args = parse(arguments)
-    torch.set_num_threads(args.threads)
-    print_title("epoch: how many times as long as with dice_ce does it take?", args.device)
+    begin("epoch: how many times as long as with dice_ce does it take?", args)
     with hearts(args) as dataset_dir:
         parsers = {name: configure(name, args, dataset_dir) for name in _LOSSES}
         done = compare_epochs(parsers, args)
@@ -230,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print_comparison(comparison)
         memory = memory_rows(parsers["rrw"])
     print_memory(memory)
-    write_report(args.output, args, done, memory=memory)
+    write_report(args, done, memory=memory)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ from _references import scipy_rrw
 from _timing import (
     Comparison,
     Contestant,
+    begin,
     compare,
     make_parser,
     peak_memory,
     print_comparison,
     print_table,
-    print_title,
     write_report,
 )
 from torch import Tensor
@@ -201,8 +201,7 @@ def _mebibytes(count: int | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from a command line."""
     args = make_parser(__doc__, repeats=5).parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    print_title("losses: how many times as long as the first row does it take?", args.device)
+    begin("losses: how many times as long as the first row does it take?", args)
     builders = cases(args.quick, args.device)
     done: list[Comparison] = []
     for name, build in builders.items():
@@ -213,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row for name, build in builders.items() for row in memory_rows(name, build(), args.device)
     ]
     print_memory(memory)
-    write_report(args.output, args, done, memory=memory)
+    write_report(args, done, memory=memory)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from _timing import (
     make_parser,
     print_comparison,
     print_table,
-    print_title,
     write_report,
 )
 from torch import Tensor
@@ -226,7 +225,6 @@ def _comparisons(quick: bool, repeats: int, device: torch.device) -> Iterator[Co
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from a command line."""
     args = make_parser(__doc__, repeats=2).parse_args(arguments)
-    torch.set_num_threads(args.threads)
     print_title(
         "maps: how many times as long as our map (the first row) does it take?", args.device
     )
@@ -236,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         done.append(comparison)
     memory = [memory_row(4, args.quick), memory_row(32, args.quick)]
     print_memory(memory)
-    write_report(args.output, args, done, memory=memory)
+    write_report(args, done, memory=memory)
 
 
 if __name__ == "__main__":

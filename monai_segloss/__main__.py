@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train and evaluate on generated hearts")
     demo.add_argument("--output", default="demo_output", help="folder for everything it makes")
     demo.add_argument("--patients", type=int, default=16, help="generated patients")
-    demo.add_argument("--epochs", type=int, default=24, help="epochs of training")
+    demo.add_argument("--epochs", type=int, default=30, help="epochs of training")
     demo.add_argument("--epoch-length", type=int, default=50, help="steps an epoch")
     demo.add_argument("--loss-name", default="rrw", help="see the command losses")
     demo.add_argument("--seed", type=int, default=0)

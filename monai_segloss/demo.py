@@ -17,7 +17,7 @@ __all__ = ["run_demo"]
 
 # Small enough for two cores: a coarser grid, a narrow network, a few hundred steps.
 _OVERRIDES: dict[str, Any] = {
-    "spacing": [2.0, 2.0],
+    "spacing": [1.75, 1.75],
     "patch_size": [96, 96],
     "width": 16,
     "levels": 5,
@@ -25,7 +25,7 @@ _OVERRIDES: dict[str, Any] = {
     "slices_per_volume": 4,
     "learning_rate": 0.001,
     "num_workers": 0,
-    "val_interval": 4,
+    "val_interval": 5,
     "val_patients": 1,
 }
 
@@ -33,7 +33,7 @@ _OVERRIDES: dict[str, Any] = {
 def run_demo(
     output: str | os.PathLike[str] = "demo_output",
     patients: int = 16,
-    epochs: int = 24,
+    epochs: int = 30,
     epoch_length: int = 50,
     loss_name: str = "rrw",
     seed: int = 0,

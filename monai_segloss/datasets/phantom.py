@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 __all__ = ["PhantomFrame", "make_acdc17_phantom", "phantom_heart"]
 
