@@ -45,7 +45,8 @@ __all__ = [
 
 _PACKAGES = ("monai", "torch", "numpy", "scipy", "edt")
 _WAIT_POLICY = "OMP_WAIT_POLICY"
-_ADVICE = f"""On a machine that others use too, set {_WAIT_POLICY}=passive: threads that spin while they wait
+_ADVICE = f"""\
+On a machine that others use too, set {_WAIT_POLICY}=passive: threads that spin while they wait
 for one another take the processor from those they wait for."""
 _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 _MMAP_BYTES = 1 << 16

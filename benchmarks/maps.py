@@ -20,6 +20,7 @@ from _references import FloatArray, scipy_boundary, scipy_rrw
 from _timing import (
     Comparison,
     Contestant,
+    begin,
     compare,
     make_parser,
     print_comparison,
@@ -225,9 +226,7 @@ def _comparisons(quick: bool, repeats: int, device: torch.device) -> Iterator[Co
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from a command line."""
     args = make_parser(__doc__, repeats=2).parse_args(arguments)
-    print_title(
-        "maps: how many times as long as our map (the first row) does it take?", args.device
-    )
+    begin("maps: how many times as long as the first row does it take?", args)
     done: list[Comparison] = []
     for comparison in _comparisons(args.quick, args.repeats, args.device):
         print_comparison(comparison)

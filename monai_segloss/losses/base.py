@@ -19,7 +19,7 @@ from monai.utils import LossReduction
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from monai_segloss.maps import check_binary, check_range, check_whole
+from monai_segloss.maps import check_binary, check_range, check_whole, one_hot_to_index
 
 __all__ = ["Pair", "SegmentationLoss"]
 
@@ -264,14 +264,7 @@ class SegmentationLoss(_Loss, ABC):
             if look:
                 check_range(index, classes, "target")
             return index, None, valid
-        if look:
-            check_binary(label, "target")
-            if label.numel() and not bool((label.sum(dim=1) == 1).all()):
-                raise ValueError(
-                    "target: expected one-hot channels with exactly one 1 at every voxel; for "
-                    "labels that overlap use sigmoid=True"
-                )
-        index = label.to(torch.uint8).argmax(dim=1, keepdim=True)
+        index = one_hot_to_index(label, "target", "sigmoid=True", check=look)
         if self.ignore_index is None:
             return index, None, None
         valid = index != self.ignore_index

@@ -85,7 +85,9 @@ class RegionWiseLoss(SegmentationLoss):
             off = self.kind.off_class
             gain = self.kind.sign * region_wise - off
             return off + gain * pair.true_class_probability, pair.num_channels
-        weighted = self._dense(pair, region_wise) * pair.probabilities.pow(self.kind.power)
+        probabilities = pair.probabilities
+        factor = probabilities.square() if self.kind.squared else probabilities
+        weighted = self._dense(pair, region_wise) * factor
         if pair.num_channels > 1 and not self.include_background:
             weighted = weighted[:, 1:]
         return weighted, 1
