@@ -12,6 +12,7 @@ from typing import Any
 
 from monai_segloss.bundle import bundle_path
 from monai_segloss.datasets import make_acdc17_phantom
+from monai_segloss.losses import get_loss_row
 
 __all__ = ["run_demo"]
 
@@ -55,8 +56,13 @@ def run_demo(
         The evaluation's summary, as in ``metrics.json``.
 
     Raises:
+        ValueError: on an unknown loss, fewer than two patients or no epoch.
         RuntimeError: if training or evaluation ends with an error.
     """
+    get_loss_row(loss_name)
+    for name, value, least in (("patients", patients, 2), ("epochs", epochs, 1)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
     began = time.perf_counter()
     root = Path(output).resolve()
     bundle = bundle_path("acdc17")
@@ -88,7 +94,7 @@ def run_demo(
         f"            {Path(sys.executable).name} -m monai_segloss demo "
         f"--loss-name dice_ce --output {Path(output).name}_dice_ce"
     )
-    print("          or your own data, see bundles/acdc17/docs/README.md")
+    print(f"          or real data, see {bundle / 'docs' / 'README.md'}")
     return summary
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from monai_segloss.files import replacing
 
-__all__ = ["Checkpointing", "HausdorffDistanceMM", "TrainingLog"]
+__all__ = ["Checkpointing", "HausdorffDistanceMM", "TrainingLog", "read_log", "saved_epochs"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,20 @@ class Checkpointing:
             raise ValueError(
                 f"{self.path}: made with other settings ({'; '.join(changed)}); {advice}"
             )
+
+
+def saved_epochs(save_dir: str | os.PathLike[str], resume: bool = True) -> int:
+    """How many epochs the checkpoint in a folder covers; 0 if there is none to take up.
+
+    Added to a run's seed, it keeps a resumed run from drawing its first epochs' crops again.
+    """
+    path = Path(save_dir) / "checkpoint.pt"
+    if not resume or not path.exists():
+        return 0
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+    except Exception:
+        return 0  # Checkpointing will say what is wrong with it.
 
 
 def _follow_schedule(scheduler: LambdaLR) -> None:

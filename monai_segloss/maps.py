@@ -14,6 +14,7 @@ The functions named ``<kind>_map`` take a label index and give their kind's natu
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ Inside: TypeAlias = Literal["symmetric", "shifted"]
 _BORDER_REACH = math.sqrt(2 * math.log(1e9))
 
 
-_PART_VOXELS = 1 << 18
+# Also below the size from which torch starts threads, whose start would cost more than the work.
+_PART_VOXELS = 1 << 15
 _SMALL_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -101,6 +103,7 @@ def rrw_map(label: Tensor, num_classes: int, spacing: Spacing = None) -> Tensor:
         float32 ``(B, 1, *spatial)``, z_y in [-1, 0), without unit; the other channels are +1. An
         absent class is +1 everywhere. A class that fills the sample has no border: z_y = -1.
     """
+    check_range(label, num_classes, "label")
     distance = distance_to_other_label(label, spacing)
     return _with_class_maximum(
         distance, label, num_classes, lambda d, largest: d.div_(largest).neg_()
@@ -114,7 +117,8 @@ def boundary_map(
 
     +d outside and -d inside (Valverde & Tohka, eq. 3, ``inside="symmetric"``), or -(d - s) inside,
     with s the smallest voxel size of the sample (``"shifted"``: Kervadec et al. 2019, whose
-    code has s = 1 and unit voxels), which brings the inner border voxels to 0.
+    code has s = 1 and unit voxels), which brings the inner voxels to 0 where the border lies along
+    the finest axis.
 
     Returns:
         float32 ``(B, C, *spatial)`` in the unit of ``spacing`` (voxels if None). A class that is
@@ -126,6 +130,7 @@ def boundary_map(
     """
     if inside not in ("symmetric", "shifted"):
         raise ValueError(f"inside: expected 'symmetric' or 'shifted', got {inside!r}")
+    check_range(label, num_classes, "label")
     signed = signed_distance(label, num_classes, spacing)
     if inside == "shifted":
         step = as_spacing(spacing, label.shape[0], label.ndim - 1).min(axis=1)
@@ -168,6 +173,9 @@ def hausdorff_map(
         float32 ``(B, C, *spatial)`` >= 0 in the unit of ``spacing`` to the power ``alpha``. An
         absent or full class is 0 everywhere. Not rectified for three classes or more.
     """
+    if not alpha > 0:
+        raise ValueError(f"alpha: expected a positive number, got {alpha}")
+    check_range(label, num_classes, "label")
     return signed_distance(label, num_classes, spacing).clamp_(min=0).pow_(alpha)
 
 
@@ -182,6 +190,7 @@ def distance_penalty_map(label: Tensor, num_classes: int, spacing: Spacing = Non
         float32 ``(B, 1, *spatial)`` >= 0 in the unit of ``spacing``; a weight, so positive. An
         absent class has no voxel to weigh; a class that fills the sample gets 0.
     """
+    check_range(label, num_classes, "label")
     distance = distance_to_other_label(label, spacing)
     return _with_class_maximum(
         distance, label, num_classes, lambda d, largest: d.neg_().add_(largest)
@@ -215,12 +224,13 @@ def border_map(
             (by faces) of each foreground class, found on the CPU.
 
     Returns:
-        float32 ``(B, 1, *spatial)`` > 0, without unit; a weight, so positive.
+        float32 ``(B, 1, *spatial)``, without unit; a weight, positive if ``class_weight`` is.
 
     Raises:
         ValueError: if ``sigma`` is not positive, or ``class_weight`` or ``instances`` do not fit.
     """
-    if sigma <= 0:
+    check_range(label, num_classes, "label")
+    if not sigma > 0:
         raise ValueError(f"sigma: expected a positive number, got {sigma}")
     if instances is not None and instances.shape != label.shape:
         raise ValueError(
@@ -305,6 +315,22 @@ def get_map_kind(kind: str) -> MapKind:
         raise ValueError(f"kind: expected one of {', '.join(MAP_KINDS)}, got {kind!r}") from None
 
 
+def check_options(kind: str, options: Mapping[str, Any]) -> MapKind:
+    """The kind's row, after a check that it knows the options.
+
+    Raises:
+        ValueError: on an unknown kind or option, listing the known ones.
+    """
+    row = get_map_kind(kind)
+    known = list(inspect.signature(row.compute).parameters)[3:]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"map_options: {kind} knows {', '.join(known) or 'no option'}, got {option!r}"
+            )
+    return row
+
+
 def region_wise_map(
     label: Tensor,
     kind: str = "rrw",
@@ -339,7 +365,7 @@ def region_wise_map(
         ValueError: on an unknown kind, a wrong shape, a label that is not whole, negative, or not
             below ``num_classes``, or overlapping one-hot channels.
     """
-    row = get_map_kind(kind)
+    row = check_options(kind, options)
     if multi_label:
         if ignore_index is not None:
             raise ValueError(
@@ -351,7 +377,7 @@ def region_wise_map(
     if valid is None or not row.ignored_region:
         natural = row.compute(index[:, 0], num_classes, spacing, **options)
     else:
-        region = torch.where(valid, index, num_classes)
+        region = torch.where(valid, index.long(), num_classes)
         natural = row.compute(region[:, 0], num_classes + 1, spacing, **options)[:, :num_classes]
     if dense and row.compact:
         natural = to_dense(natural, index, row, num_classes)
@@ -458,6 +484,7 @@ def check_range(index: Tensor, num_classes: int, name: str) -> None:
     """Raise ValueError if an index lies outside 0 to num_classes - 1."""
     if index.numel() == 0:
         return
+    index = index if index.dtype in _SMALL_INTEGERS else index.to(torch.int64)
     low, high = (int(v) for v in torch.aminmax(index))
     if low < 0 or high >= num_classes:
         raise ValueError(
@@ -500,11 +527,12 @@ def _multi_label_map(
 
 
 def is_rectified(region_wise: Tensor, label: Tensor, atol: float = 1e-6) -> bool:
-    """Whether, at every voxel, all channels but the true class's hold the same value.
+    """Whether, at every voxel, all channels but the true class's hold the same value, not below it.
 
-    Then the gradient of the region-wise loss has exactly one negative component per voxel,
-    whatever the logits (Valverde & Tohka, section 3.3). Any two-class map is rectified, so only
-    three classes or more can tell.
+    Then the gradient of the region-wise loss has at most one negative component per voxel, the
+    true class's, whatever the logits (Valverde & Tohka, section 3.3); exactly one where the true
+    class's value lies below the others'. Channels of two classes are always equal in that sense,
+    so it takes three classes to see a signed boundary map fail.
 
     Args:
         region_wise: dense map ``(B, C, *spatial)``.
@@ -515,18 +543,23 @@ def is_rectified(region_wise: Tensor, label: Tensor, atol: float = 1e-6) -> bool
     index = index.long()
     low = region_wise.scatter(1, index, torch.inf).amin(dim=1)
     high = region_wise.scatter(1, index, -torch.inf).amax(dim=1)
-    return bool((high - low <= atol).all())
+    true_class = region_wise.gather(1, index)[:, 0]
+    return bool(((high - low <= atol) & (true_class <= low + atol)).all())
 
 
-def negative_gradient_components(logits: Tensor, region_wise: Tensor) -> Tensor:
+def negative_gradient_components(
+    logits: Tensor, region_wise: Tensor, squared: bool = False
+) -> Tensor:
     """How many components of the region-wise loss's gradient are negative at each voxel.
 
     The gradient with respect to logit k is p_k (z_k - sum_j p_j z_j) up to a factor (Valverde &
     Tohka, eq. 2), so its sign is that of the bracket: this is what the paper's figure 3 counts.
+    With squared probabilities it is 2 p_k (p_k z_k - sum_j p_j^2 z_j).
 
     Args:
         logits: ``(B, C, *spatial)``.
         region_wise: dense map of the same shape.
+        squared: whether the loss squares the probabilities, as it does for ``hausdorff``.
 
     Returns:
         int64 ``(B, 1, *spatial)``; 1 is as it should be, 2 and more push several classes up at
@@ -540,13 +573,15 @@ def negative_gradient_components(logits: Tensor, region_wise: Tensor) -> Tensor:
             f"region_wise: expected the logits' shape {tuple(logits.shape)}, "
             f"got {tuple(region_wise.shape)}"
         )
-    z = region_wise.double()
-    mean = (torch.softmax(logits.double(), dim=1) * z).sum(dim=1, keepdim=True)
+    z, p = region_wise.double(), torch.softmax(logits.double(), dim=1)
+    if squared:
+        z = z * p
+    mean = (p * z).sum(dim=1, keepdim=True)
     # Where all the probability sits on one class the mean is its value but for rounding.
     return (z - mean < -1e-12 * z.abs().amax(dim=1, keepdim=True)).sum(dim=1, keepdim=True)
 
 
-def count_conflicting_voxels(logits: Tensor, region_wise: Tensor) -> Tensor:
+def count_conflicting_voxels(logits: Tensor, region_wise: Tensor, squared: bool = False) -> Tensor:
     """Number of voxels per sample whose gradient has more than one negative component.
 
     Args and errors as :func:`negative_gradient_components`.
@@ -554,7 +589,7 @@ def count_conflicting_voxels(logits: Tensor, region_wise: Tensor) -> Tensor:
     Returns:
         int64 ``(B,)``; 0 for a rectified map.
     """
-    return (negative_gradient_components(logits, region_wise) > 1).flatten(1).sum(dim=1)
+    return (negative_gradient_components(logits, region_wise, squared) > 1).flatten(1).sum(dim=1)
 
 
 # --------------------------------------------------------------------------- helpers
@@ -571,6 +606,8 @@ def _with_class_maximum(
     The infinite distances of a volume of one class count as the largest finite number, so that
     their ratio is 1 and their difference 0.
     """
+    if distance.numel() == 0:
+        return distance
     voxels, classes = distance.view(distance.shape[0], -1), label.flatten(1)
     # Parts that stay in the CPU's cache: a volume-sized int64 index would cost more than edt does.
     part = _PART_VOXELS if distance.device.type == "cpu" else max(1, voxels.shape[1])

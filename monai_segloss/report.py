@@ -29,8 +29,8 @@ __all__ = ["EvaluationReport", "draw_case", "format_table", "summarise"]
 logger = logging.getLogger(__name__)
 
 _METRIC_TITLES = {"dice": "Dice", "hausdorff_mm": "HD (mm)", "hausdorff95_mm": "HD95 (mm)"}
-# Colour-blind safe (Okabe & Ito), background transparent.
-_CLASS_COLOURS = ("#00000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2")
+# Colour-blind safe (Okabe & Ito).
+_CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#0072B2")
 
 
 def summarise(scores: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, Any]:
@@ -223,7 +223,8 @@ def draw_case(
     aspect = spacing[1] / spacing[0]
     axes[0].imshow(picture, aspect=aspect, **grey)
     axes[0].set_title(f"image, slice {position}")
-    colours = ListedColormap(_CLASS_COLOURS[: len(class_names)])
+    foreground = [_CLASS_COLOURS[i % len(_CLASS_COLOURS)] for i in range(len(class_names) - 1)]
+    colours = ListedColormap(["#00000000", *foreground])
     for axis, labels, name in ((axes[1], truth, "label"), (axes[3], guess, "prediction")):
         axis.imshow(picture, aspect=aspect, **grey)
         axis.imshow(
@@ -241,8 +242,8 @@ def draw_case(
     figure.colorbar(shown, ax=axes[2], shrink=0.7)
     for axis in axes:
         axis.set_axis_off()
-    for i, name in enumerate(class_names[1:], start=1):
-        axes[3].plot([], [], "s", color=_CLASS_COLOURS[i % len(_CLASS_COLOURS)], label=name)
+    for colour, name in zip(foreground, class_names[1:], strict=True):
+        axes[3].plot([], [], "s", color=colour, label=name)
     axes[3].legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncol=4, frameon=False)
     _draw_curve(figure.add_subplot(grid[1, :]), log)
     figure.suptitle(title)

@@ -19,7 +19,7 @@ from monai.utils.enums import TransformBackends
 from torch import Tensor
 
 from monai_segloss.distance import Spacing, as_spacing
-from monai_segloss.maps import get_map_kind, region_wise_map
+from monai_segloss.maps import check_options, region_wise_map
 
 __all__ = [
     "RegionWiseMap",
@@ -77,7 +77,7 @@ class RegionWiseMap(Transform):
     ) -> None:
         if isinstance(spacing, str) and spacing != "affine":
             raise ValueError(f"spacing: expected 'affine', numbers or None, got {spacing!r}")
-        get_map_kind(kind)
+        check_options(kind, map_options or {})
         self.kind = kind
         self.num_classes = num_classes
         self.spacing = spacing
@@ -211,7 +211,7 @@ class SameGridd(MapTransform):
 
     Args:
         keys: keys of channel-first images; the first is the reference.
-        atol: largest difference of the affines' entries that still counts as the same, in mm.
+        atol: how far apart, in mm, the corners of the same grid may lie.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
@@ -219,7 +219,7 @@ class SameGridd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, atol: float = 1e-2, allow_missing_keys: bool = False
+        self, keys: KeysCollection, atol: float = 0.1, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.atol = atol
@@ -238,12 +238,20 @@ class SameGridd(MapTransform):
                 f"and {tuple(first.shape[1:])}"
             )
         if isinstance(first, MetaTensor) and isinstance(other, MetaTensor):
-            gap = (first.affine.double().cpu() - other.affine.double().cpu()).abs().max()
-            if not float(gap) <= self.atol:
+            gap = float((_corners(first) - _corners(other)).abs().max())
+            if not gap <= self.atol:
                 raise ValueError(
-                    f"{names}: expected the same grid, got affines that differ by up to "
-                    f"{float(gap):.4g}:\n{other.affine}\n{first.affine}"
+                    f"{names}: expected the same grid, got corners {gap:.4g} mm apart; affines:\n"
+                    f"{other.affine}\n{first.affine}"
                 )
+
+
+def _corners(image: MetaTensor) -> Tensor:
+    """Positions of the grid's corner voxels in mm, ``(corners, axes)``."""
+    size, affine = image.shape[1:], image.affine.double().cpu()
+    ends = torch.cartesian_prod(*(torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in size))
+    axes = len(size)
+    return ends @ affine[:axes, :axes].T + affine[:axes, -1]
 
 
 def _file_of(image: Tensor) -> str:

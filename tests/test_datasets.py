@@ -265,3 +265,11 @@ def test_release_split(real_acdc: Path) -> None:
     validation = names(acdc17_datalist(real_acdc, split="validation"))
     assert train == [f"patient{n:03d}" for n in range(2, 101, 2)]
     assert validation == [f"patient{n:03d}" for n in range(1, 100, 2)]
+
+
+def test_paths_are_absolute(acdc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ITK changes the working folder while it loads; other threads' relative paths would break."""
+    monkeypatch.chdir(acdc.parent)
+    for item in acdc17_datalist(acdc.name):
+        assert Path(str(item["image"])).is_absolute()
+        assert Path(str(item["label"])).is_absolute()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from monai_segloss import __version__, bundle
+from monai_segloss import __version__, bundle, demo
 from monai_segloss.__main__ import main
 from monai_segloss.bundle import bundle_names, bundle_path, copy_bundle
 from monai_segloss.demo import bundle_command, run_demo
@@ -31,9 +33,25 @@ def test_demo_leaves_table_metrics_and_picture(
     assert len((tmp_path / "out" / "models" / "training.csv").read_text().splitlines()) == 2
 
 
-def test_demo_tells_which_command_failed(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"status \d+: .*monai\.bundle run .*--loss_name=rwr"):
-        run_demo(tmp_path, patients=2, epochs=1, epoch_length=1, loss_name="rwr")
+def test_demo_tells_which_command_failed() -> None:
+    with pytest.raises(RuntimeError, match=r"status 3: .* -c raise SystemExit\(3\)"):
+        demo._run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_name": "rwr"}, "did you mean 'rrw'"),
+        ({"patients": 1}, "patients: expected at least 2, got 1"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+    ],
+)
+def test_demo_refuses_before_it_works(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_demo(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bundle_command_overrides(tmp_path: Path) -> None:

@@ -18,7 +18,13 @@ from monai.handlers import from_engine
 from monai.metrics import compute_hausdorff_distance
 from torch import Tensor, nn
 
-from monai_segloss.handlers import Checkpointing, HausdorffDistanceMM, TrainingLog, read_log
+from monai_segloss.handlers import (
+    Checkpointing,
+    HausdorffDistanceMM,
+    TrainingLog,
+    read_log,
+    saved_epochs,
+)
 
 # MONAI's distances warn where a class is absent; that is what some tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class")
@@ -504,3 +510,12 @@ def test_absent_classes_are_left_out_of_the_mean() -> None:
     for case in (both, both[::-1]):
         _, details = measure([case])
         assert not math.isfinite(details[0, 1])
+
+
+def test_saved_epochs(tmp_path: Path) -> None:
+    assert saved_epochs(tmp_path) == 0
+    torch.save({"epoch": 3}, tmp_path / "checkpoint.pt")
+    assert saved_epochs(tmp_path) == 3
+    assert saved_epochs(tmp_path, resume=False) == 0
+    (tmp_path / "checkpoint.pt").write_bytes(b"half")
+    assert saved_epochs(tmp_path) == 0

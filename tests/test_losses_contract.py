@@ -994,3 +994,21 @@ def test_error_spacing(name: str, make: Make) -> None:
     loss = make(to_onehot_y=True, softmax=True, spacing=(1.0, 2.0, 3.0))
     if MAP_KINDS[MAP_OF[name][0]].uses_distance:
         fails(loss, INPUT, INDEX, "spacing: expected", "(3,)")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MAP_KINDS if kind != "active_contour"])
+def test_error_one_hot_taken_for_a_packed_target(kind: str) -> None:
+    foreground = torch.zeros((1, 1, 4, 5))
+    foreground[..., 2:] = 1
+    one_hot_label = torch.cat([1 - foreground, foreground], dim=1)
+    for loss, channels in (
+        (RegionWiseLoss(softmax=True, to_onehot_y=True, kind=kind), 2),
+        (RegionWiseLoss(sigmoid=True, kind=kind), 1),
+    ):
+        with pytest.raises(ValueError, match=r"^target: expected a label and its map, got two"):
+            loss(torch.zeros(1, channels, 4, 5), one_hot_label)
+
+
+def test_error_unknown_map_option() -> None:
+    with pytest.raises(ValueError, match=r"^map_options: hausdorff knows alpha, got 'alhpa'"):
+        RegionWiseLoss(kind="hausdorff", map_options={"alhpa": 1})

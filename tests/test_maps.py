@@ -669,5 +669,44 @@ def test_error_negative_gradient_shapes() -> None:
 
 
 def test_error_unknown_option() -> None:
-    with pytest.raises(TypeError, match="beta"):
+    with pytest.raises(ValueError, match=r"^map_options: hausdorff knows alpha, got .beta."):
         region_wise_map(INDEX, "hausdorff", 2, beta=1.0)
+
+
+def test_conflicts_of_squared_probabilities_agree_with_autograd(rng: np.random.Generator) -> None:
+    label = as_index(rng.integers(0, 4, (5, 6)))
+    z = region_wise_map(label, "hausdorff", 4, dense=True).double()
+    logits = torch.as_tensor(rng.normal(size=z.shape)).requires_grad_()
+    (torch.softmax(logits, 1).square() * z).mean().backward()
+    assert logits.grad is not None
+    expected = (logits.grad < 0).sum(dim=1, keepdim=True)
+    found = negative_gradient_components(logits.detach(), z, squared=True)
+    assert found.tolist() == expected.tolist()
+
+
+def test_an_inverted_map_is_not_rectified(rng: np.random.Generator) -> None:
+    """Equal channels are not enough: the true class's value must not lie above them."""
+    label = as_index(rng.integers(0, 3, (5, 6)))
+    z = region_wise_map(label, "rrw", 3, dense=True)
+    assert is_rectified(z, label)
+    assert not is_rectified(-z, label)
+
+
+@pytest.mark.parametrize("kind", MAP_KINDS)
+def test_empty_batch(kind: str) -> None:
+    assert region_wise_map(INDEX[:0], kind, 2).shape[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8], ids=str)
+def test_ignored_value_beyond_the_classes_of_a_narrow_dtype(dtype: torch.dtype) -> None:
+    classes = int(torch.iinfo(dtype).max) + 1
+    label = torch.zeros((1, 1, 4, 5), dtype=dtype)
+    label[..., 2:] = classes - 1
+    found = region_wise_map(label, "rrw", classes, ignore_index=classes - 1)
+    assert not found[..., 2:].any()
+
+
+@pytest.mark.parametrize("name", ["rrw", "boundary", "hausdorff", "distance_penalty", "border"])
+def test_error_range_in_each_function(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^label: expected values from 0 to 1"):
+        MAP_KINDS[name].compute(INDEX[:, 0] + 5, 2)

@@ -67,7 +67,7 @@ def acdc17_datalist(
     ):
         raise ValueError(f"max_patients must be None or an integer >= 1, got {max_patients!r}.")
 
-    folder, patients = _find_patients(Path(dataset_dir).expanduser(), section)
+    folder, patients = _find_patients(_absolute(dataset_dir), section)
     chosen = [path for number, path in patients if _in_split(number, split)]
     if not chosen:
         raise ValueError(
@@ -86,6 +86,11 @@ def acdc17_datalist(
             f"well): {_some(missing)}."
         )
     return items
+
+
+def _absolute(folder: str | os.PathLike[str]) -> Path:
+    """ITK changes the working folder as it loads a module, under other threads' relative paths."""
+    return Path(folder).expanduser().absolute()
 
 
 def _in_split(number: int, split: str) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monai_segloss.distance import Spacing
 from monai_segloss.losses.base import Pair, SegmentationLoss
-from monai_segloss.maps import Inside, get_map_kind, region_wise_map, to_dense
+from monai_segloss.maps import Inside, check_options, region_wise_map, to_dense
 
 __all__ = ["BoundaryLoss", "RegionWiseLoss"]
 
@@ -21,11 +21,12 @@ class RegionWiseLoss(SegmentationLoss):
 
     p are the probabilities, z the region-wise map (Valverde & Tohka 2022, eq. 1); with
     ``kind="hausdorff"`` p enters squared (eq. 25). The gradient with respect to logit k is
-    p_k (z_k - sum_j p_j z_j) / (B C N) (eq. 2).
+    p_k (z_k - sum_j p_j z_j) / (B C N) (eq. 2; not for squared p).
 
     The map comes in the target (see :class:`SegmentationLoss`), as the transform
     ``RegionWiseMapd(..., pack=True)`` or ``ConcatItemsd`` put it there; or, if the target holds the
-    label alone, it is computed here, on the target's device and with ``spacing``. Under deep
+    label alone, it is computed here, on the target's device and with ``spacing``: in voxels unless
+    that is given, also for a target that knows its affine. Under deep
     supervision on shrunken targets a packed map keeps the values of the full resolution, while one
     computed here measures in the shrunken grid's voxels.
 
@@ -33,8 +34,8 @@ class RegionWiseLoss(SegmentationLoss):
     the map's value off the true class: time and memory do not grow with the map's channels. A
     single-channel or multi-label prediction uses each channel's foreground map alone.
 
-    Values: absent classes follow the map kind's rule; rrw lies between -1 and 1 (times 1/C at best:
-    a perfect prediction gives mean(z_y)/C, z_y < 0 the map at the true class). ``reduction="none"``
+    Values: absent classes follow the map kind's rule; rrw lies between -1/C and 1/C with softmax (a
+    perfect prediction gives mean(z_y)/C, z_y < 0 the map at the true class). ``reduction="none"``
     returns ``(B, C, *spatial)`` (C without the background if that does not count).
     ``weight`` multiplies a voxel by the weight of its true class (background voxels by 1 if the
     background does not count), which keeps a rectified map rectified; with multi-label
@@ -74,11 +75,13 @@ class RegionWiseLoss(SegmentationLoss):
             weight=weight,
             ignore_index=ignore_index,
         )
-        self.kind = get_map_kind(kind)
+        self.kind = check_options(kind, map_options or {})
         self.spacing = spacing
         self.map_options = dict(map_options or {})
 
     def values(self, pair: Pair) -> tuple[Tensor, int]:
+        if pair.map is not None and not torch.compiler.is_compiling():
+            self._refuse_one_hot(pair, pair.map)
         region_wise = self._map_of(pair) if pair.map is None else pair.map
         region_wise = region_wise.to(pair.logits.dtype)
         if self._reduces_to_true_class(pair, region_wise):
@@ -101,6 +104,22 @@ class RegionWiseLoss(SegmentationLoss):
             and self.include_background
             and self.reduction != LossReduction.NONE.value
         )
+
+    def _refuse_one_hot(self, pair: Pair, region_wise: Tensor) -> None:
+        """A one-hot label of two classes has the shape of a label and its map; it is no such."""
+        label = pair.index if pair.channels is None else pair.channels
+        assert label is not None
+        if label.shape != region_wise.shape or label.shape[1] != 1 or label.device.type != "cpu":
+            return
+        # The foreground map of an active contour is 1 - g and adds up to 1 by right.
+        if pair.num_channels > 2 or self.kind.name == "active_contour" or not label.numel():
+            return
+        if bool((label + region_wise == 1).all()):
+            raise ValueError(
+                "target: expected a label and its map, got two channels that add up to 1 "
+                "everywhere, as a one-hot label's do; give a label index, or predict two channels "
+                "with to_onehot_y=False"
+            )
 
     def _map_of(self, pair: Pair) -> Tensor:
         """The map computed from the label, on its device."""
@@ -160,7 +179,7 @@ class BoundaryLoss(RegionWiseLoss):
     """Boundary loss: mean over samples, classes and voxels of p times the signed distance.
 
     The distance is +d outside a class and, inside, -d (``inside="symmetric"``, Valverde & Tohka
-    2022, eq. 3) or -(d - one voxel) (``"shifted"``: Kervadec et al. 2019 and
+    2022, eq. 3) or -(d - the smallest voxel size) (``"shifted"``: Kervadec et al. 2019 and
     ``monai.losses.BoundaryLoss``, which it equals on unit voxels). An absent or full class gives 0.
     In mm if the map was computed with a spacing in mm, else in voxels.
 

@@ -117,6 +117,10 @@ def make_loss(name: str, **options: Any) -> nn.Module:
     options = {row.renames.get(option, option): value for option, value in options.items()}
     known = inspect.signature(row.build).parameters
     for option in options:
+        if option in row.options and options[option] != row.options[option]:
+            raise ValueError(
+                f"{name}: {option} is {row.options[option]!r} by name, got {options[option]!r}"
+            )
         if option not in known:
             raise ValueError(
                 f"{name}: unknown option {option!r}{_nearest(option, known)} "
