@@ -26,6 +26,7 @@ __all__ = ["Checkpointing", "HausdorffDistanceMM", "TrainingLog", "read_log", "s
 
 logger = logging.getLogger(__name__)
 
+_CHECKPOINT = "checkpoint.pt"
 _BAD_LOSSES_IN_A_ROW = 20
 
 
@@ -60,7 +61,7 @@ class Checkpointing:
     ) -> None:
         if "model" not in save_dict:
             raise ValueError(f"save_dict: expected the key 'model', got {sorted(save_dict)}")
-        self.path = Path(save_dir) / "checkpoint.pt"
+        self.path = Path(save_dir) / _CHECKPOINT
         self.model_path = Path(save_dir) / "model.pt"
         self.save_dict = dict(save_dict)
         self.resume = resume
@@ -149,11 +150,12 @@ def saved_epochs(save_dir: str | os.PathLike[str], resume: bool = True) -> int:
 
     Added to a run's seed, it keeps a resumed run from drawing its first epochs' crops again.
     """
-    path = Path(save_dir) / "checkpoint.pt"
+    path = Path(save_dir) / _CHECKPOINT
     if not resume or not path.exists():
         return 0
     try:
-        return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+        # Mapped, not read: of a file as large as three networks one number is wanted.
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"])
     except Exception:
         return 0  # Checkpointing will say what is wrong with it.
 

@@ -430,7 +430,7 @@ def to_label_index(
         )
     if label.shape[1] == 1:
         check_whole(label, "label")
-        index = label if label.dtype in _SMALL_INTEGERS else label.to(torch.int64)
+        index = _as_integer(label)
         valid = None if ignore_index is None else index != ignore_index
         index = index if valid is None else torch.where(valid, index, 0)
         check_range(index, num_classes, "label")
@@ -484,7 +484,7 @@ def check_range(index: Tensor, num_classes: int, name: str) -> None:
     """Raise ValueError if an index lies outside 0 to num_classes - 1."""
     if index.numel() == 0:
         return
-    index = index if index.dtype in _SMALL_INTEGERS else index.to(torch.int64)
+    index = _as_integer(index)
     low, high = (int(v) for v in torch.aminmax(index))
     if low < 0 or high >= num_classes:
         raise ValueError(
@@ -500,6 +500,11 @@ def check_binary(label: Tensor, name: str) -> None:
             f"{name}: expected channels of 0 and 1, got values such as "
             f"{label[(label != 0) & (label != 1)][0].item()}"
         )
+
+
+def _as_integer(label: Tensor) -> Tensor:
+    """The label in an integer dtype that torch computes with: its own if it can be."""
+    return label if label.dtype in _SMALL_INTEGERS else label.to(torch.int64)
 
 
 def _odd_one(label: Tensor) -> float:
