@@ -1,27 +1,35 @@
 """MONAI's loss conventions, written once.
 
-A loss of this package states its formula in :meth:`SegmentationLoss.values`; everything a MONAI
-loss has to do around it is here: activation, one-hot labels, the map that travels in the target,
-background, ignored voxels, weights, reduction, half precision, and errors that name the argument.
+A loss of this package states its formula in :meth:`SingleLoss.values`; everything a MONAI loss has
+to do around it is here: activation, one-hot labels, the map that travels in the target, background,
+ignored voxels, weights, reduction, half precision, and errors that name the argument.
 """
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from monai.data import MetaTensor
 from monai.utils import LossReduction
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 from torch.nn.modules.loss import _Loss
 
-from monai_segloss.maps import check_binary, check_range, check_whole, one_hot_to_index
+from monai_segloss.distance import Spacing
+from monai_segloss.maps import (
+    check_binary,
+    check_range,
+    check_whole,
+    one_hot_to_index,
+    region_wise_map,
+)
 
-__all__ = ["Pair", "SegmentationLoss"]
+__all__ = ["Pair", "SegmentationLoss", "SingleLoss", "Values", "map_from_label"]
 
 
 @dataclass
@@ -30,53 +38,136 @@ class Pair:
 
     Attributes:
         logits: the input as it came, in float32 (or float64), ``(B, C, *spatial)``.
-        softmax: whether the logits still await a softmax; if not, :attr:`activated` is set.
-        activated: the probabilities, unless ``softmax``.
+        activation: what turns the input into probabilities: ``"softmax"``, ``"sigmoid"``, or
+            ``"none"`` if :attr:`given` holds them.
+        given: the probabilities, if the input holds them or ``other_act`` made them.
         index: int64 class index ``(B, 1, *spatial)``; None if the channels are binary labels.
         channels: the target's label channels as float ``(B, C, *spatial)`` if binary, else None.
         map: the map that came in the target, ``(B, 1 or C, *spatial)``, or None.
         valid: bool ``(B, 1, *spatial)``, False where a voxel is ignored; None if all count.
+        first: the first channel that counts: 1 without the background, else 0.
     """
 
     logits: Tensor
-    softmax: bool
-    activated: Tensor | None
+    activation: Literal["softmax", "sigmoid", "none"]
+    given: Tensor | None
     index: Tensor | None
     channels: Tensor | None
     map: Tensor | None
     valid: Tensor | None
+    first: int
+    _probabilities: Tensor | None = None
+    _labels: Tensor | None = None
 
     @property
     def num_channels(self) -> int:
         return self.logits.shape[1]
 
     @property
+    def spatial(self) -> tuple[int, ...]:
+        return tuple(self.logits.shape[2:])
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the channels are classes that exclude one another, rather than binary problems.
+
+        A sigmoid makes binary problems even of an exclusive label.
+        """
+        return self.index is not None and self.activation != "sigmoid"
+
+    @property
     def probabilities(self) -> Tensor:
         """``(B, C, *spatial)``."""
-        if self.activated is None:
-            return torch.softmax(self.logits, dim=1)
-        return self.activated
+        if self._probabilities is None:
+            if self.activation == "softmax":
+                self._probabilities = torch.softmax(self.logits, dim=1)
+            elif self.activation == "sigmoid":
+                self._probabilities = torch.sigmoid(self.logits)
+            else:
+                assert self.given is not None
+                self._probabilities = self.given
+        return self._probabilities
+
+    @property
+    def true_class_cross_entropy(self) -> Tensor:
+        """-log of the true class's probability, ``(B, 1, *spatial)``; for exclusive labels."""
+        assert self.index is not None
+        if self.activation == "softmax":
+            return cross_entropy(self.logits, self.index[:, 0], reduction="none").unsqueeze(1)
+        if self.activation == "sigmoid":
+            return -logsigmoid(self.logits.gather(1, self.index))
+        return -_safe_log(self.probabilities.gather(1, self.index))
 
     @property
     def true_class_probability(self) -> Tensor:
         """Probability of the true class, ``(B, 1, *spatial)``; for exclusive labels."""
-        assert self.index is not None
-        if self.activated is None:
+        if self.activation == "softmax":
             # exp(-CE) is the softmax at one class without the other C - 1 channels in memory.
-            cross_entropy = torch.nn.functional.cross_entropy(
-                self.logits, self.index[:, 0], reduction="none"
-            )
-            return torch.exp(-cross_entropy).unsqueeze(1)
-        return self.activated.gather(1, self.index)
+            return torch.exp(-self.true_class_cross_entropy)
+        assert self.index is not None
+        return self.probabilities.gather(1, self.index)
 
     @property
     def labels(self) -> Tensor:
         """The label's channels as 0 and 1 in the input's dtype, ``(B, C, *spatial)``."""
         if self.channels is not None:
             return self.channels
-        assert self.index is not None
-        zeros = self.logits.new_zeros(()).expand(self.logits.shape)
-        return zeros.scatter(1, self.index, 1.0)
+        if self._labels is None:
+            assert self.index is not None
+            zeros = self.logits.new_zeros(()).expand(self.logits.shape)
+            self._labels = zeros.scatter(1, self.index, 1.0)
+        return self._labels
+
+    def counted(self, channels: Tensor, ignored: float = 0.0) -> Tensor:
+        """The channels that count, ``ignored`` at the voxels that do not."""
+        channels = channels[:, self.first :]
+        return channels if self.valid is None else torch.where(self.valid, channels, ignored)
+
+    def log_probabilities(self) -> tuple[Tensor, Tensor]:
+        """log p and log(1 - p) of the counted channels, exact where p rounds to 0 or 1."""
+        if self.activation == "sigmoid":
+            x = self.logits[:, self.first :]
+            return logsigmoid(x), logsigmoid(-x)
+        if self.activation == "none":
+            p = self.probabilities[:, self.first :]
+            return _safe_log(p), _safe_log(1 - p)
+        log_p = torch.log_softmax(self.logits, dim=1)
+        # 1 - p_k is the sum of the others. Only the largest p can be near 1, and of the others'
+        # logits there is no more than one sum to take for it.
+        largest = self.logits.detach().argmax(dim=1, keepdim=True)
+        others = self.logits.scatter(1, largest, -torch.inf).logsumexp(dim=1, keepdim=True)
+        rest = others - self.logits.logsumexp(dim=1, keepdim=True)
+        is_largest = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, largest, True)
+        small = torch.where(is_largest, -1.0, log_p)
+        log_rest = torch.where(is_largest, rest, torch.log1p(-torch.exp(small)))
+        return log_p[:, self.first :], log_rest[:, self.first :]
+
+    def binary_cross_entropy(self) -> Tensor:
+        """-g log p - (1 - g) log(1 - p) of the counted channels, each a binary problem."""
+        labels = self.labels[:, self.first :]
+        if self.activation == "sigmoid":
+            logits = self.logits[:, self.first :]
+            return binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        log_p, log_rest = self.log_probabilities()
+        return -torch.where(labels > 0, log_p, log_rest)
+
+
+class Values(NamedTuple):
+    """What a loss's formula gives, before the reduction.
+
+    Attributes:
+        tensor: broadcastable to the input; its dim 1 holds the counted channels, or what stands
+            for all of them. Only if nothing is left to be done with voxels or channels (see
+            ``per_voxel`` and :attr:`SegmentationLoss.weighs`) any shape will do.
+        elements: how many elements each value stands for (C for a sum over C classes).
+        divisor: what the mean divides the sum by; by default the number of elements that count.
+        per_voxel: whether ignored voxels are still in it.
+    """
+
+    tensor: Tensor
+    elements: int = 1
+    divisor: Tensor | None = None
+    per_voxel: bool = True
 
 
 class SegmentationLoss(_Loss, ABC):
@@ -113,8 +204,11 @@ class SegmentationLoss(_Loss, ABC):
         TypeError: if ``other_act`` cannot be called.
     """
 
-    weighs_true_class: ClassVar[bool] = False
-    """Whether ``weight`` belongs to a voxel's true class, rather than to a channel."""
+    weighs: ClassVar[Literal["channel", "true class", "itself"]] = "channel"
+    """What ``weight`` belongs to; a loss that weighs itself has applied it in its formula."""
+
+    map_kind: str | None = None
+    """The kind of map that the loss reads from its target; None if it reads none."""
 
     def __init__(
         self,
@@ -147,13 +241,8 @@ class SegmentationLoss(_Loss, ABC):
         self._values_seen = False
 
     @abstractmethod
-    def values(self, pair: Pair) -> tuple[Tensor, int]:
-        """The formula.
-
-        Returns:
-            A tensor broadcastable to the input with the counted classes, or their sum, in dim 1;
-            and the number of elements each of its values stands for (C for a sum over C classes).
-        """
+    def compute(self, pair: Pair) -> Tensor:
+        """The reduced loss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """
@@ -167,7 +256,7 @@ class SegmentationLoss(_Loss, ABC):
         input, target = _plain(input), _plain(target)
         with torch.autocast(device_type=input.device.type, enabled=False):
             pair = self._take_apart(input, target)
-            loss = self._reduce(pair, *self.values(pair))
+            loss = self.compute(pair)
         if input.device.type == "cpu" and not torch.compiler.is_compiling():
             _explain_if_not_finite(loss, pair)
         return loss
@@ -183,22 +272,23 @@ class SegmentationLoss(_Loss, ABC):
         if valid is not None:
             # Whatever stands at an ignored voxel, NaN too, must not reach the gradient.
             logits = torch.where(valid, logits, 0.0)
-        softmax = self.softmax and logits.shape[1] > 1
-        activated: Tensor | None = None
+        activation: Literal["softmax", "sigmoid", "none"] = "none"
         if self.sigmoid:
-            activated = torch.sigmoid(logits)
-        elif self.other_act is not None:
-            activated = self.other_act(logits)
-        elif not softmax:
-            activated = logits
+            activation = "sigmoid"
+        elif self.softmax and logits.shape[1] > 1:
+            activation = "softmax"
+        given = None
+        if activation == "none":
+            given = logits if self.other_act is None else self.other_act(logits)
         return Pair(
             logits=logits,
-            softmax=softmax,
-            activated=activated,
+            activation=activation,
+            given=given,
             index=index,
             channels=None if channels is None else channels.to(logits.dtype),
             map=None if packed is None else packed.to(logits.dtype),
             valid=valid,
+            first=0 if self.include_background or logits.shape[1] == 1 else 1,
         )
 
     def _label_channels(self, input: Tensor, target: Tensor) -> int:
@@ -276,39 +366,105 @@ class SegmentationLoss(_Loss, ABC):
         first, self._values_seen = not self._values_seen, True
         return first or label.device.type == "cpu"
 
-    # ---------------------------------------------------------------------- reduction
+    # ---------------------------------------------------------------------- weights, reduction
 
-    def _reduce(self, pair: Pair, values: Tensor, elements: int) -> Tensor:
-        values = self._weigh(pair, values)
-        counted: int | Tensor = values.numel() * elements
-        if pair.valid is not None and values.shape[2:] == pair.valid.shape[2:]:
-            values = torch.where(pair.valid, values, 0.0)
-            counted = pair.valid.sum() * (values.shape[1] * elements)
-        if self.reduction == LossReduction.NONE.value:
-            return values
-        total = values.sum()
-        if self.reduction == LossReduction.SUM.value:
-            return total
-        return total / (counted.clamp(min=1) if isinstance(counted, Tensor) else max(counted, 1))
+    def true_class_weight(self, pair: Pair) -> Tensor | None:
+        """The weight of every voxel's true class, ``(B, 1, *spatial)``, or one number for all.
 
-    def _weigh(self, pair: Pair, values: Tensor) -> Tensor:
+        Background voxels weigh 1 if the background does not count; for exclusive labels.
+        """
+        weight = self._checked_weight(pair)
+        if weight is None or weight.ndim == 0:
+            return weight
+        assert pair.index is not None
+        if pair.first:
+            weight = torch.cat([weight.new_ones(1), weight])
+        return weight[pair.index]
+
+    def channel_weight(self, pair: Pair) -> Tensor | None:
+        """The weight of every counted channel, ``(1, C, 1, 1[, 1])``, or one number for all."""
+        weight = self._checked_weight(pair)
+        if weight is None or weight.ndim == 0:
+            return weight
+        return weight.reshape(1, -1, *[1] * len(pair.spatial))
+
+    def _checked_weight(self, pair: Pair) -> Tensor | None:
         if self.class_weight is None:
-            return values
-        weight = self.class_weight.to(device=values.device, dtype=values.dtype)
-        background = self.include_background or pair.num_channels == 1
-        counted = pair.num_channels - (0 if background else 1)
+            return None
+        weight = self.class_weight.to(device=pair.logits.device, dtype=pair.logits.dtype)
+        counted = pair.num_channels - pair.first
         if weight.ndim == 1 and weight.numel() != counted:
             raise ValueError(
                 f"weight: expected one number or {counted} (one per counted class), "
                 f"got {weight.numel()}"
             )
-        if weight.ndim == 0:
-            return values * weight
-        if self.weighs_true_class and pair.index is not None:
-            if not background:
-                weight = torch.cat([weight.new_ones(1), weight])
-            return values * weight[pair.index]
-        return values * weight.reshape(1, -1, *[1] * (values.ndim - 2))
+        return weight
+
+    def _reduce(self, pair: Pair, values: Values) -> Tensor:
+        tensor = self._weigh(pair, values.tensor)
+        counted: int | Tensor = tensor.numel() * values.elements
+        if pair.valid is not None and values.per_voxel:
+            tensor = torch.where(pair.valid, tensor, 0.0)
+            counted = pair.valid.sum() * (tensor.shape[1] * values.elements)
+        if self.reduction == LossReduction.NONE.value:
+            return tensor
+        total = tensor.sum()
+        if self.reduction == LossReduction.SUM.value:
+            return total
+        if values.divisor is not None:
+            # Where nothing counts the sum is 0, and so is the mean.
+            return total / values.divisor.clamp(min=torch.finfo(total.dtype).tiny)
+        return total / (counted.clamp(min=1) if isinstance(counted, Tensor) else max(counted, 1))
+
+    def _weigh(self, pair: Pair, tensor: Tensor) -> Tensor:
+        if self.weighs == "itself":
+            return tensor
+        by_class = self.weighs == "true class" and pair.index is not None
+        weight = self.true_class_weight(pair) if by_class else self.channel_weight(pair)
+        return tensor if weight is None else tensor * weight
+
+
+class SingleLoss(SegmentationLoss):
+    """A loss of one formula."""
+
+    @abstractmethod
+    def values(self, pair: Pair) -> Values:
+        """The formula."""
+
+    def compute(self, pair: Pair) -> Tensor:
+        return self._reduce(pair, self.values(pair))
+
+
+def map_from_label(pair: Pair, kind: str, spacing: Spacing, options: Mapping[str, Any]) -> Tensor:
+    """The map of a pair whose target brought none, computed from its label, on its device.
+
+    Returns:
+        ``(B, 1 or C, *spatial)`` for exclusive labels; of binary channels each one's foreground
+        map, ``(B, C, *spatial)``.
+    """
+    if pair.channels is not None:
+        labels = pair.channels
+        if pair.valid is not None and pair.num_channels == 1:
+            labels = torch.where(pair.valid, labels, 0.0)
+        return region_wise_map(
+            labels, kind, pair.num_channels, spacing, multi_label=True, **options
+        )
+    assert pair.index is not None
+    ignored = pair.num_channels
+    index = pair.index if pair.valid is None else torch.where(pair.valid, pair.index, ignored)
+    return region_wise_map(
+        index,
+        kind,
+        pair.num_channels,
+        spacing,
+        ignore_index=None if pair.valid is None else ignored,
+        **options,
+    )
+
+
+def _safe_log(p: Tensor) -> Tensor:
+    """log of a probability that came as one: what lies below the smallest number is that number."""
+    return torch.log(p.clamp(min=torch.finfo(p.dtype).tiny))
 
 
 def _reduction_name(reduction: Any) -> str:
