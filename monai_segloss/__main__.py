@@ -78,14 +78,22 @@ def _phantom(options: argparse.Namespace) -> None:
 
 
 def _losses(options: argparse.Namespace) -> None:
-    print(f"{'name':<18}{'family':<14}{'class':<34}{'map':<17}{'alone':<7}source")
-    for row in TAXONOMY.values():
-        owner = "MONAI's" if row.build.__module__.startswith("monai.") else "ours"
-        name = getattr(row.build, "__name__", str(row.build))
-        print(
-            f"{row.name:<18}{row.family:<14}{f'{name} ({owner})':<34}{row.map_kind or '-':<17}"
-            f"{'yes' if row.safe_alone else 'no':<7}{row.source}"
+    heads = ("name", "family", "class", "map", "forms", "alone", "source")
+    rows = [
+        (
+            row.name,
+            row.family,
+            f"{row.class_name} ({row.owner})",
+            row.map_kind or "-",
+            ", ".join(row.forms),
+            "yes" if row.safe_alone else "in a sum",
+            row.source,
         )
+        for row in TAXONOMY.values()
+    ]
+    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
+    for line in (heads, *rows):
+        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
 
 
 def _bundle_list(options: argparse.Namespace) -> None:

@@ -413,7 +413,7 @@ class SegmentationLoss(_Loss, ABC):
             return total
         if values.divisor is not None:
             # Where nothing counts the sum is 0, and so is the mean.
-            return total / values.divisor.clamp(min=torch.finfo(total.dtype).tiny)
+            return total / values.divisor.to(total.dtype).clamp(min=torch.finfo(total.dtype).tiny)
         return total / (counted.clamp(min=1) if isinstance(counted, Tensor) else max(counted, 1))
 
     def _weigh(self, pair: Pair, tensor: Tensor) -> Tensor:

@@ -278,16 +278,16 @@ class HausdorffLoss(SingleLoss):
         self.spacing = spacing
 
     def values(self, pair: Pair) -> Values:
-        p, g = pair.probabilities[:, pair.first :], pair.labels[:, pair.first :]
+        p, g = pair.counted(pair.probabilities), pair.counted(pair.labels)
         distance = self._from_label(pair, g)
         if not self.one_sided:
-            of_prediction = _border_distance(pair.counted(p.detach()) > 0.5, self.spacing)
+            of_prediction = _border_distance(p.detach() > 0.5, self.spacing)
             distance = distance + of_prediction.to(p.dtype) ** self.alpha
         return Values((p - g).square() * distance)
 
     def _from_label(self, pair: Pair, g: Tensor) -> Tensor:
         if pair.map is None:
-            distance = _border_distance(pair.counted(g) > 0, self.spacing)
+            distance = _border_distance(g > 0, self.spacing)
         elif pair.map.shape[1] == pair.num_channels:
             distance = pair.map[:, pair.first :].abs()
         elif pair.num_channels == 1:
@@ -508,7 +508,8 @@ class ActiveBoundaryLoss(SingleLoss):
         image, position = at[:, 0].clamp(min=0), at[:, 1:].clamp(min=0).unbind(1)
         known = at[:, 0] >= 0
         center = torch.log_softmax(_take(logits, image, position), dim=1)
-        nearest = distance[(image, *position)]
+        here: tuple[Any, ...] = (image, *position)
+        nearest = distance[here]
         divergences, distances = [], []
         for offset in _neighbours(dims):
             there = [x + o for x, o in zip(position, offset, strict=True)]
@@ -517,11 +518,12 @@ class ActiveBoundaryLoss(SingleLoss):
                 inside = inside & (x >= 0) & (x < n)
             there = [x.clamp(0, n - 1) for x, n in zip(there, shape[1:], strict=True)]
             other = torch.log_softmax(_take(logits.detach(), image, there), dim=1)
+            around: tuple[Any, ...] = (image, *there)
             # KL(neighbour || centre), no gradient to the neighbour.
             divergences.append((other.exp() * (other - center)).sum(dim=1))
             if valid is not None:
-                inside = inside & valid[(image, *there)]
-            distances.append(torch.where(inside, distance[(image, *there)], torch.inf))
+                inside = inside & valid[around]
+            distances.append(torch.where(inside, distance[around], torch.inf))
         towards = torch.stack(distances, dim=1)
         counts = known & bordered[image] & (towards.amin(dim=1) <= nearest)
         loss = cross_entropy(
@@ -533,7 +535,7 @@ class ActiveBoundaryLoss(SingleLoss):
         weight = nearest.clamp(max=self.max_distance).to(loss.dtype) / self.max_distance
         loss = torch.where(counts, loss * weight, 0.0)
         empty = torch.zeros(shape, dtype=loss.dtype, device=loss.device)
-        spread = empty.index_put((image, *position), loss, accumulate=True)
+        spread = empty.index_put(here, loss, accumulate=True)
         return spread, counts.sum().to(loss.dtype).clamp(min=1)
 
 
@@ -610,14 +612,15 @@ class NonAdjacencyLoss(SingleLoss):
         if self.forbidden is None:
             return ~_touching(pair.counted(pair.labels))
         count = pair.num_channels
-        matrix = np.zeros((count, count), dtype=bool)
+        matrix = [[False] * count for _ in range(count)]
         for i, j in self.forbidden:
             if max(i, j) >= count or min(i, j) < pair.first:
                 raise ValueError(
                     f"forbidden: expected classes from {pair.first} to {count - 1}, got {(i, j)}"
                 )
-            matrix[i, j] = matrix[j, i] = True
-        return torch.tensor(matrix[pair.first :, pair.first :].tolist(), device=pair.logits.device)
+            matrix[i][j] = matrix[j][i] = True
+        rows = torch.tensor(matrix, device=pair.logits.device)
+        return rows[pair.first :, pair.first :]
 
 
 def non_adjacent_classes(
@@ -709,7 +712,8 @@ def _predicted_border(logits: Tensor, ratio: float, valid: Tensor | None) -> Ten
     bound = flat.new_zeros((flat.shape[0], 1))
     if budget < flat.shape[1]:
         bound = torch.topk(flat, budget + 1, dim=1, sorted=True).values[:, -1:]
-    starts = (flat > bound.clamp(min=1e-5)).reshape(change.shape)
+    # Not >: a NaN is to be seen, not passed over.
+    starts = (~(flat <= bound.clamp(min=1e-5))).reshape(change.shape)
     pool = max_pool2d if ndim == 2 else max_pool3d
     border = pool(starts.unsqueeze(1).float(), 3, stride=1, padding=1)[:, 0] > 0
     return border if valid is None else border & valid
@@ -734,4 +738,5 @@ def _where(mask: Tensor, most: int) -> Tensor:
 
 def _take(channels: Tensor, image: Tensor, position: Sequence[Tensor]) -> Tensor:
     """``(M, C, *spatial)`` at some voxels -> ``(K, C)``."""
-    return channels[(image, slice(None), *position)]
+    where: tuple[Any, ...] = (image, slice(None), *position)
+    return channels[where]

@@ -56,7 +56,10 @@ class CompoundLoss(SegmentationLoss):
         self.last_terms: dict[str, Tensor] = {}
 
     def compute(self, pair: Pair) -> Tensor:
-        terms = {name: part.compute(pair) for name, part in self.parts.items()}
+        terms: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            assert isinstance(part, SegmentationLoss)
+            terms[name] = part.compute(pair)
         self.last_terms = {name: term.detach() for name, term in terms.items()}
         total = pair.logits.new_zeros(())
         for name, term in terms.items():
@@ -416,9 +419,10 @@ class _PowerOfCrossEntropy(CrossEntropyLoss):
                 )
         else:
             f = pair.counted(pair.labels).sum([0, *range(2, pair.logits.ndim)])
-            if pair.first:
-                f = torch.cat([f.new_zeros(1), f])
-        return torch.sqrt(f.sum() / f.clamp(min=torch.finfo(f.dtype).tiny))[pair.index]
+            # A class without a voxel weighs none; a background that does not count, likewise.
+            f = torch.cat([f.new_zeros(pair.first), f])
+            return torch.sqrt(f.sum() / f.clamp(min=1))[pair.index]
+        return torch.sqrt(f.sum() / f)[pair.index]
 
 
 class WeightedSumLoss(_Loss):
@@ -453,8 +457,8 @@ class WeightedSumLoss(_Loss):
         self.weights: Tensor
         self.register_buffer("weights", torch.ones(len(losses)))
         self.set_weights([1.0] * len(losses) if weights is None else weights)
-        kinds = {loss.map_kind for loss in losses.values() if getattr(loss, "map_kind", None)}
-        self.map_kinds = tuple(sorted(kinds))
+        kinds = {getattr(loss, "map_kind", None) for loss in losses.values()}
+        self.map_kinds: tuple[str, ...] = tuple(sorted(str(k) for k in kinds if k is not None))
         self.last_terms: dict[str, Tensor] = {}
 
     @property

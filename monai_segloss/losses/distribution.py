@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import monai.losses
 import torch
+from monai.losses.focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from monai.utils import LossReduction
 from torch import Tensor
 
@@ -181,9 +181,8 @@ class BalancedCrossEntropyLoss(SingleLoss):
         else:
             axes = [*([0] if self.batch else []), *range(2, positive.ndim)]
             share = pair.counted(pair.labels).sum(axes, keepdim=True)
-            total: Tensor | int = math.prod(positive.shape[axis] for axis in axes)
-            if pair.valid is not None:
-                total = pair.valid.sum(axes, keepdim=True).clamp(min=1)
+            counts = torch.ones_like(positive[:, :1]) if pair.valid is None else pair.valid
+            total = counts.sum(axes, keepdim=True).clamp(min=1)
             beta = 1 - share / total
         rest = 1.0 if self.form == "weighted" else 1 - beta
         balance = torch.where(positive, beta, rest)
@@ -244,7 +243,8 @@ class TopKLoss(_VoxelCrossEntropy):
     def values(self, pair: Pair) -> Values:
         loss, counts, weight = self.cross_entropy(pair), self.counts(pair), self.weights(pair)
         if self.threshold is not None:
-            chosen = loss > -math.log(self.threshold)
+            # Not >: a NaN is to be seen, not passed over.
+            chosen = ~(loss <= -math.log(self.threshold))
             chosen = chosen if counts is None else chosen & counts
         if weight is not None:
             loss = loss * weight
@@ -398,9 +398,6 @@ class FocalPart(SingleLoss):
         self.alpha = alpha
 
     def values(self, pair: Pair) -> Values:
-        focal = monai.losses.FocalLoss(
-            gamma=self.gamma, alpha=self.alpha, use_softmax=pair.exclusive, reduction="none"
-        )
         logits = pair.logits
         if pair.activation == "none":
             p = pair.probabilities
@@ -408,4 +405,6 @@ class FocalPart(SingleLoss):
             logits = torch.log(p.clamp(min=tiny))
             if not pair.exclusive:
                 logits = logits - torch.log((1 - p).clamp(min=tiny))
-        return Values(focal(logits, pair.labels)[:, pair.first :])
+        # Of the class's own functions, since the class works in float32 alone.
+        focal = softmax_focal_loss if pair.exclusive else sigmoid_focal_loss
+        return Values(focal(logits, pair.labels, self.gamma, self.alpha)[:, pair.first :])

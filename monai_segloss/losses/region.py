@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
-import monai.losses
 import torch
 from monai.utils import LossReduction
 from torch import Tensor
@@ -321,22 +320,21 @@ class DicePart(_RatioLoss):
     """``monai.losses.DiceLoss`` behind this package's target conventions, for sums."""
 
     def values(self, pair: Pair) -> Values:
-        dice = monai.losses.DiceLoss(
-            smooth_nr=self.smooth_nr, smooth_dr=self.smooth_dr, batch=self.batch, reduction="none"
-        )
-        loss = dice(pair.counted(pair.probabilities), pair.counted(pair.labels))
-        channels = pair.num_channels - pair.first
-        return Values(loss.reshape(-1, channels, *[1] * len(pair.spatial)), per_voxel=False)
+        hit, false_positive, false_negative = self.soft_counts(pair)
+        missing = false_positive + false_negative
+        numerator = missing + (self.smooth_dr - self.smooth_nr)
+        return Values(numerator / (2 * hit + missing + self.smooth_dr), per_voxel=False)
 
 
 class PenaltyGeneralizedDiceLoss(_RatioLoss):
     r"""Generalised Dice loss with a penalty on false counts.
 
-    :math:`1 - \frac{GD}{1 + k (1 - GD)}`, GD the generalised Dice score (Yang et al. 2019;
-    GD is MONAI's, Sudre et al. 2017: weights 1 / (sum g)^2, an absent class taking the largest
-    finite one). The survey writes L / (1 + k (1 - L)) with the loss L in GD's place, another
-    function, which falls where this one rises. One value per sample. A perfect prediction gives 0.
-    ``reduction="none"`` returns ``(B, 1, 1, 1[, 1])``.
+    :math:`1 - \frac{GD}{1 + k (1 - GD)}`, GD the generalised Dice score (Yang et al. 2019; GD as in
+    ``monai.losses.GeneralizedDiceLoss``, Sudre et al. 2017: weights 1 / (sum g)^2, an absent class
+    taking the largest finite one). The survey writes L / (1 + k (1 - L)) with the loss L = 1 - GD,
+    another function: where this one multiplies a small loss by 1 + k, that one divides it. One
+    value per sample. A perfect prediction gives 0. ``reduction="none"`` returns
+    ``(B, 1, 1, 1[, 1])``.
 
     Args:
         k: the penalty, >= 0; 0 gives the generalised Dice loss.
@@ -388,11 +386,14 @@ class PenaltyGeneralizedDiceLoss(_RatioLoss):
         self.k = k
 
     def values(self, pair: Pair) -> Values:
-        generalized = monai.losses.GeneralizedDiceLoss(
-            smooth_nr=self.smooth_nr, smooth_dr=self.smooth_dr, batch=self.batch, reduction="none"
-        )
-        loss = generalized(pair.counted(pair.probabilities), pair.counted(pair.labels))
-        loss = loss.reshape(-1, 1, *[1] * len(pair.spatial))
+        hit, false_positive, false_negative = self.soft_counts(pair)
+        present = hit + false_negative
+        weight = torch.where(present > 0, present, 1.0) ** -2
+        largest = torch.where(present > 0, weight, 0.0).amax(dim=1, keepdim=True)
+        weight = torch.where(present > 0, weight, largest)
+        missing = (weight * (false_positive + false_negative)).sum(1, keepdim=True)
+        overlap = 2 * (weight * hit).sum(1, keepdim=True)
+        loss = (missing + (self.smooth_dr - self.smooth_nr)) / (overlap + missing + self.smooth_dr)
         # 1 - GD / (1 + k (1 - GD)) with the loss 1 - GD, which is exact near 0.
         return Values((1 + self.k) * loss / (1 + self.k * loss), per_voxel=False)
 

@@ -4,16 +4,49 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import monai.losses
 from torch import nn
 
-from monai_segloss.losses.boundary import BoundaryLoss, RegionWiseLoss
+from monai_segloss.losses.boundary import (
+    ActiveBoundaryLoss,
+    ActiveContourLoss,
+    BoundaryLoss,
+    HausdorffLoss,
+    NonAdjacencyLoss,
+    RegionWiseLoss,
+)
+from monai_segloss.losses.compound import (
+    ComboLoss,
+    DiceBCELoss,
+    DiceFocalLoss,
+    DiceTopKLoss,
+    ExpLogLoss,
+    WeightedSumLoss,
+)
+from monai_segloss.losses.distribution import (
+    BalancedCrossEntropyLoss,
+    CrossEntropyLoss,
+    MapCrossEntropyLoss,
+    TopKLoss,
+)
+from monai_segloss.losses.region import (
+    AsymmetricSimilarityLoss,
+    FocalTverskyLoss,
+    JaccardLoss,
+    LovaszHingeLoss,
+    LovaszSoftmaxLoss,
+    PenaltyGeneralizedDiceLoss,
+    SensitivitySpecificityLoss,
+)
 
 __all__ = ["TAXONOMY", "LossRow", "get_loss_row", "make_loss"]
+
+_ALL = ("softmax", "multi-label", "binary")
+_WEIGHTED_SUM = "weighted_sum"
 
 
 @dataclass(frozen=True)
@@ -24,11 +57,15 @@ class LossRow:
         name: what users type.
         family: ``"distribution"``, ``"region"``, ``"boundary"`` or ``"compound"``.
         build: the class.
+        source: paper, and the equation where we could look it up.
         map_kind: the map it reads from its target, None if it reads none.
-        safe_alone: False if it is known to collapse without a partner.
-        source: paper and equation.
+        forms: the predictions it takes: ``"softmax"`` (classes that exclude one another),
+            ``"multi-label"`` (sigmoid, channels that may overlap), ``"binary"`` (one channel).
+        safe_alone: False if on its own it has minima that are no segmentation, so that it belongs
+            in a sum.
         options: arguments that make this name out of the class.
-        renames: what the class calls an argument that the others call otherwise.
+        renames: what the class calls an argument that the others call otherwise; None for one that
+            it does without.
     """
 
     name: str
@@ -36,55 +73,157 @@ class LossRow:
     build: Callable[..., nn.Module]
     source: str
     map_kind: str | None = None
+    forms: tuple[str, ...] = _ALL
     safe_alone: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
-    renames: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def class_name(self) -> str:
+        return getattr(self.build, "__name__", str(self.build))
+
+    @property
+    def owner(self) -> str:
+        """``"MONAI"`` or ``"ours"``."""
+        return "MONAI" if self.build.__module__.startswith("monai.") else "ours"
 
 
-_PAPER = "Valverde & Tohka 2022"
+_VT = "Valverde & Tohka 2022"
 
 
-def _region_wise(kind: str, source: str, safe_alone: bool = True) -> LossRow:
+def _region_wise(name: str, kind: str, source: str, safe_alone: bool = True) -> LossRow:
+    options = {"kind": kind}
     return LossRow(
-        kind, "boundary", RegionWiseLoss, source, kind, safe_alone, options={"kind": kind}
+        name, "boundary", RegionWiseLoss, source, kind, safe_alone=safe_alone, options=options
     )
 
 
-TAXONOMY: Mapping[str, LossRow] = {
-    row.name: row
-    for row in (
+def _map_cross_entropy(kind: str, source: str) -> LossRow:
+    return LossRow(
+        f"{kind}_cross_entropy",
+        "distribution",
+        MapCrossEntropyLoss,
+        source,
+        kind,
+        options={"kind": kind},
+    )
+
+
+def _table(rows: Iterable[LossRow]) -> Mapping[str, LossRow]:
+    return {row.name: row for row in rows}
+
+
+TAXONOMY: Mapping[str, LossRow] = _table(
+    (
+        LossRow("cross_entropy", "distribution", CrossEntropyLoss, "Ma 2020, weighted CE"),
+        LossRow(
+            "balanced_cross_entropy",
+            "distribution",
+            BalancedCrossEntropyLoss,
+            "Xie & Tu 2015, eq. 2",
+        ),
+        LossRow("topk", "distribution", TopKLoss, "Wu et al. 2016; Ma 2020, TopK"),
         LossRow(
             "focal",
             "distribution",
             monai.losses.FocalLoss,
             "Lin et al. 2017, eq. 5",
-            renames={"softmax": "use_softmax"},
+            renames={"softmax": "use_softmax", "sigmoid": None},
+        ),
+        _map_cross_entropy("rrw", f"{_VT}, eq. 4 as a weight"),
+        _map_cross_entropy("distance_penalty", "Caliva et al. 2019"),
+        _map_cross_entropy("border", "Ronneberger et al. 2015, eq. 1 and 2"),
+        LossRow(
+            "sensitivity_specificity",
+            "region",
+            SensitivitySpecificityLoss,
+            "Brosch et al. 2015",
         ),
         LossRow("dice", "region", monai.losses.DiceLoss, "Milletari et al. 2016"),
         LossRow(
             "generalized_dice", "region", monai.losses.GeneralizedDiceLoss, "Sudre et al. 2017"
         ),
+        LossRow(
+            "penalty_generalized_dice", "region", PenaltyGeneralizedDiceLoss, "Yang et al. 2019"
+        ),
+        LossRow("jaccard", "region", JaccardLoss, "Rahman & Wang 2016; Ma 2020, IoU"),
         LossRow("tversky", "region", monai.losses.TverskyLoss, "Salehi et al. 2017, eq. 4"),
-        _region_wise("rrw", f"{_PAPER}, eq. 1 and 4"),
+        LossRow("focal_tversky", "region", FocalTverskyLoss, "Abraham & Khan 2018"),
+        LossRow("asymmetric_similarity", "region", AsymmetricSimilarityLoss, "Hashemi et al. 2018"),
+        LossRow("lovasz_softmax", "region", LovaszSoftmaxLoss, "Berman et al. 2018, section 3.2"),
+        LossRow(
+            "lovasz_hinge",
+            "region",
+            LovaszHingeLoss,
+            "Berman et al. 2018, section 3.1",
+            forms=("multi-label", "binary"),
+        ),
+        _region_wise("rrw", "rrw", f"{_VT}, eq. 1 and 4"),
         LossRow(
             "boundary",
             "boundary",
             BoundaryLoss,
-            f"{_PAPER}, eq. 3; Kervadec et al. 2019, eq. 5",
+            f"{_VT}, eq. 3; Kervadec et al. 2019, eq. 5",
             "boundary",
             safe_alone=False,
         ),
-        _region_wise("active_contour", f"{_PAPER}, eq. 17; Chen et al. 2019"),
-        _region_wise("non_euclidean", f"{_PAPER}, eq. 29; Cao et al. 2020"),
-        _region_wise("hausdorff", f"{_PAPER}, eq. 25; Karimi & Salcudean 2019", safe_alone=False),
+        _region_wise("region_wise_active_contour", "active_contour", f"{_VT}, eq. 17"),
+        _region_wise("non_euclidean", "non_euclidean", f"{_VT}, eq. 29; Cao et al. 2020"),
+        _region_wise("region_wise_hausdorff", "hausdorff", f"{_VT}, eq. 25", safe_alone=False),
+        LossRow(
+            "hausdorff",
+            "boundary",
+            HausdorffLoss,
+            "Karimi & Salcudean 2019",
+            "boundary",
+            safe_alone=False,
+        ),
+        LossRow(
+            "hausdorff_one_sided",
+            "boundary",
+            HausdorffLoss,
+            "Karimi & Salcudean 2019",
+            "boundary",
+            safe_alone=False,
+            options={"one_sided": True},
+        ),
+        LossRow("active_contour", "boundary", ActiveContourLoss, "Chen et al. 2019"),
+        LossRow(
+            "active_boundary",
+            "boundary",
+            ActiveBoundaryLoss,
+            "Wang et al. 2022",
+            safe_alone=False,
+        ),
+        LossRow(
+            "non_adjacency",
+            "boundary",
+            NonAdjacencyLoss,
+            "Ganaye et al. 2019",
+            forms=("softmax", "multi-label"),
+            safe_alone=False,
+        ),
         LossRow(
             "dice_ce",
             "compound",
             monai.losses.DiceCELoss,
             "Isensee et al. 2021",
+            # With a sigmoid and several channels its cross-entropy takes a softmax.
+            forms=("softmax", "binary"),
+        ),
+        LossRow("dice_bce", "compound", DiceBCELoss, "Dubey 2021, Dice-BCE"),
+        LossRow("dice_focal", "compound", DiceFocalLoss, "Zhu et al. 2019"),
+        LossRow("dice_topk", "compound", DiceTopKLoss, "Isensee et al. 2021"),
+        LossRow("combo", "compound", ComboLoss, "Taghanaki et al. 2019"),
+        LossRow("exp_log", "compound", ExpLogLoss, "Wong et al. 2018"),
+        LossRow(
+            _WEIGHTED_SUM,
+            "compound",
+            WeightedSumLoss,
+            f"{_VT}, section 4; Kervadec et al. 2019",
         ),
     )
-}
+)
 """The losses by name. A row whose ``map_kind`` is set reads that map from its target, or computes
 it from the label if the target brings none."""
 
@@ -103,7 +242,11 @@ def get_loss_row(name: str) -> LossRow:
 
 
 def make_loss(name: str, **options: Any) -> nn.Module:
-    """Build a loss of the taxonomy.
+    """Build a loss of the taxonomy from a flat set of options.
+
+    ``make_loss("weighted_sum", losses=["dice", "boundary"], weights=[1, 0.01], softmax=True,
+    boundary_inside="shifted")`` builds a :class:`WeightedSumLoss`: an option that begins with the
+    name of one of its losses is that loss's, any other goes to every one of them.
 
     Args:
         name: a name of :data:`TAXONOMY`.
@@ -114,21 +257,49 @@ def make_loss(name: str, **options: Any) -> nn.Module:
             match.
     """
     row = get_loss_row(name)
-    options = {row.renames.get(option, option): value for option, value in options.items()}
+    if name == _WEIGHTED_SUM:
+        return _weighted_sum(**options)
     known = inspect.signature(row.build).parameters
-    for option in options:
-        if option in row.options and options[option] != row.options[option]:
-            raise ValueError(
-                f"{name}: {option} is {row.options[option]!r} by name, got {options[option]!r}"
-            )
-        if option not in known:
+    arguments = dict(row.options)
+    for option, value in options.items():
+        if option in row.options and value != row.options[option]:
+            raise ValueError(f"{name}: {option} is {row.options[option]!r} by name, got {value!r}")
+        argument = row.renames.get(option, option)
+        if argument is None:
+            continue
+        if argument not in known:
             raise ValueError(
                 f"{name}: unknown option {option!r}{_nearest(option, known)} "
                 f"(known: {', '.join(known)})"
             )
-    return row.build(**{**row.options, **options})
+        arguments[argument] = value
+    return row.build(**arguments)
 
 
-def _nearest(word: str, known: Mapping[str, Any]) -> str:
+def _weighted_sum(
+    losses: Sequence[str] = ("dice", "boundary"),
+    weights: Sequence[float] | None = None,
+    **options: Any,
+) -> WeightedSumLoss:
+    """A sum of losses by name; by default Dice and its usual partner, the boundary loss."""
+    if isinstance(losses, str) or len(set(losses)) != len(losses):
+        raise ValueError(f"losses: expected a sequence of different names, got {losses!r}")
+    for loss in losses:
+        if get_loss_row(loss).name == _WEIGHTED_SUM:
+            raise ValueError(f"losses: expected names of single losses, got {loss!r}")
+    own: dict[str, dict[str, Any]] = {loss: {} for loss in losses}
+    for option, value in options.items():
+        # dice_ce_batch is dice_ce's, not dice's.
+        owners = [loss for loss in losses if option.startswith(f"{loss}_")]
+        if owners:
+            owner = max(owners, key=len)
+            own[owner][option.removeprefix(f"{owner}_")] = value
+        else:
+            for arguments in own.values():
+                arguments.setdefault(option, value)
+    return WeightedSumLoss({loss: make_loss(loss, **own[loss]) for loss in losses}, weights)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word).lower(), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
