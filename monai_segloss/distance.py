@@ -13,7 +13,7 @@ that holds a single label has no border and gets ``inf``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import edt
 import numpy as np
@@ -89,6 +89,8 @@ def distance_to_other_label(
     Raises:
         ValueError: on a wrong number of axes, a label that is not integer, or a wrong spacing.
     """
+    if torch.compiler.is_compiling():
+        return _opaque_distance(label, _plain_numbers(spacing), backend, threads)
     _check_label(label)
     if label.dtype in _BARE_UNSIGNED:
         label = label.to(torch.int64)
@@ -143,6 +145,39 @@ def signed_distance(
         distance.nan_to_num_(posinf=0.0)
         torch.where(inside, -distance, distance, out=signed[:, c])
     return signed
+
+
+@torch.library.custom_op("monai_segloss::distance_to_other_label", mutates_args=())
+def _opaque_distance(
+    label: Tensor, spacing: Sequence[float], backend: str, threads: int | None
+) -> Tensor:
+    """The distance as one node of a compiled graph, which cannot look into edt."""
+    sizes = list(spacing)
+    return distance_to_other_label(
+        label,
+        None if not sizes else sizes[0] if len(sizes) == 1 else sizes,
+        backend=cast(Backend, backend),
+        threads=threads,
+    )
+
+
+@_opaque_distance.register_fake
+def _(label: Tensor, spacing: Sequence[float], backend: str, threads: int | None) -> Tensor:
+    return torch.empty(label.shape, dtype=torch.float32, device=label.device)
+
+
+def _plain_numbers(spacing: Spacing) -> list[float]:
+    """A spacing as a compiled graph holds it: none, one number, or one per axis."""
+    if spacing is None:
+        return []
+    if isinstance(spacing, (int, float)):
+        return [float(spacing)]
+    if isinstance(spacing, Sequence):
+        return [float(size) for size in spacing]
+    raise ValueError(
+        "spacing: expected a number or a sequence of numbers in compiled code, "
+        f"got {type(spacing).__name__}"
+    )
 
 
 def _check_label(label: Tensor) -> None:

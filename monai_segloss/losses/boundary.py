@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from monai.utils import LossReduction
 from torch import Tensor
@@ -652,10 +652,7 @@ def non_adjacent_classes(
 
 def _border_distance(mask: Tensor, spacing: Spacing) -> Tensor:
     """Distance to the border of every channel's mask, on both sides; 0 without a border."""
-    batch, channels = mask.shape[:2]
-    ndim = mask.ndim - 2
-    rows = np.repeat(as_spacing(spacing, batch, ndim), channels, axis=0)
-    distance = distance_to_other_label(mask.flatten(0, 1), None if spacing is None else rows)
+    distance = distance_to_other_label(mask.flatten(0, 1), spacing)
     return torch.where(torch.isfinite(distance), distance, 0.0).reshape(mask.shape)
 
 
@@ -724,7 +721,7 @@ def _budget(voxels: int, ratio: float) -> int:
 
 
 def _most_points(shape: Sequence[int], ratio: float) -> int:
-    voxels = int(np.prod(shape[1:]))
+    voxels = math.prod(shape[1:])
     return shape[0] * min(voxels, 3 ** (len(shape) - 1) * _budget(voxels, ratio))
 
 

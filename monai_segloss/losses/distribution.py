@@ -185,8 +185,8 @@ class BalancedCrossEntropyLoss(SingleLoss):
             total = counts.sum(axes, keepdim=True).clamp(min=1)
             beta = 1 - share / total
         rest = 1.0 if self.form == "weighted" else 1 - beta
-        balance = torch.where(positive, beta, rest)
-        return Values(balance * pair.binary_cross_entropy())
+        loss = pair.binary_cross_entropy()
+        return Values(torch.where(positive, beta * loss, rest * loss))
 
 
 class TopKLoss(_VoxelCrossEntropy):
