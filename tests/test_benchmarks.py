@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["maps", "losses", "epoch"])
+@pytest.mark.parametrize("name", ["maps", "losses", "epoch", "taxonomy"])
 def test_benchmark_runs_and_its_contestants_agree(name: str, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     script = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--output", str(result)]

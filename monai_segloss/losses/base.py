@@ -132,24 +132,27 @@ class Pair:
             p = self.probabilities[:, self.first :]
             return _safe_log(p), _safe_log(1 - p)
         log_p = torch.log_softmax(self.logits, dim=1)
-        # 1 - p_k is the sum of the others. Only the largest p can be near 1, and of the others'
-        # logits there is no more than one sum to take for it.
-        largest = self.logits.detach().argmax(dim=1, keepdim=True)
-        others = self.logits.scatter(1, largest, -torch.inf).logsumexp(dim=1, keepdim=True)
-        rest = others - self.logits.logsumexp(dim=1, keepdim=True)
-        is_largest = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, largest, True)
-        small = torch.where(is_largest, -1.0, log_p)
-        log_rest = torch.where(is_largest, rest, torch.log1p(-torch.exp(small)))
+        # Only a p above exp(-1/2) = 0.61, one channel at most, has 1 - p lose digits; there it is
+        # the sum of the others.
+        large = log_p.detach() > -0.5
+        small = log_p.masked_fill(large, -torch.inf)
+        rest = small.logsumexp(dim=1, keepdim=True)
+        log_rest = torch.where(large, rest, torch.log1p(-small.exp()))
         return log_p[:, self.first :], log_rest[:, self.first :]
 
-    def binary_cross_entropy(self) -> Tensor:
-        """-g log p - (1 - g) log(1 - p) of the counted channels, each a binary problem."""
+    def binary_cross_entropy(self, weight: Tensor | None = None) -> Tensor:
+        """-g log p - (1 - g) log(1 - p) of the counted channels, each a binary problem.
+
+        Args:
+            weight: factor at every value.
+        """
         labels = self.labels[:, self.first :]
         if self.activation == "sigmoid":
             logits = self.logits[:, self.first :]
-            return binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            return binary_cross_entropy_with_logits(logits, labels, weight, reduction="none")
         log_p, log_rest = self.log_probabilities()
-        return -torch.where(labels > 0, log_p, log_rest)
+        loss = torch.where(labels > 0, log_p, log_rest)
+        return -loss if weight is None else -weight * loss
 
 
 class Values(NamedTuple):
@@ -379,7 +382,7 @@ class SegmentationLoss(_Loss, ABC):
         assert pair.index is not None
         if pair.first:
             weight = torch.cat([weight.new_ones(1), weight])
-        return weight[pair.index]
+        return torch.take(weight, pair.index)
 
     def channel_weight(self, pair: Pair) -> Tensor | None:
         """The weight of every counted channel, ``(1, C, 1, 1[, 1])``, or one number for all."""

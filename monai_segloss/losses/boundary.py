@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -227,6 +228,8 @@ class HausdorffLoss(SingleLoss):
     d_S. A label or a prediction without a border, absent or full, has distance 0. In the unit of
     ``spacing`` to the power ``alpha``, voxels by default; a map in the target is in its own unit.
 
+    For the distances an ignored voxel lies off every class.
+
     d_G comes from a packed ``boundary`` map (in its symmetric form), else from the label; d_S is
     computed at every call, on the input's device. A perfect prediction gives 0. The loss says
     nothing about a class of which neither label nor prediction has a border, so it is used in a
@@ -345,7 +348,7 @@ class ActiveContourLoss(SingleLoss):
             weight=weight,
             ignore_index=ignore_index,
         )
-        if lambda_region < 0 or lambda_length < 0:
+        if not (lambda_region >= 0 and lambda_length >= 0):
             raise ValueError(
                 "lambda_region, lambda_length: expected numbers >= 0, got "
                 f"{lambda_region}, {lambda_length}"
@@ -361,15 +364,17 @@ class ActiveContourLoss(SingleLoss):
         return Values(self.lambda_length * length + self.lambda_region * region)
 
     def _squared_gradient(self, pair: Pair, u: Tensor) -> Tensor:
-        total = torch.zeros_like(u)
+        squares = []
         for axis, step in enumerate(_voxel_size(self.spacing, len(pair.spatial))):
-            difference = _forward(u, axis, torch.sub) / step
+            difference = _forward(u, axis, torch.sub)
+            if step != 1:
+                difference = difference / step
             if pair.valid is not None:
                 # A difference with an ignored voxel says nothing.
                 both = _forward(pair.valid, axis, torch.logical_and)
                 difference = torch.where(both, difference, 0.0)
-            total = total + _pad_end(difference.square(), axis, len(pair.spatial))
-        return total
+            squares.append(_pad_end(difference.square(), axis, len(pair.spatial)))
+        return functools.reduce(torch.add, squares)
 
 
 class ActiveBoundaryLoss(SingleLoss):
@@ -383,6 +388,10 @@ class ActiveBoundaryLoss(SingleLoss):
     over those voxels that do not lie nearest themselves (Wang et al. 2022; the direction of the
     divergence is that of the authors' code). The label's border is the set of voxels that differ
     from the next one along an axis. 8 neighbours in 2D, 26 in 3D; they get no gradient.
+
+    A neighbour as near as the voxel itself counts as the right direction; past the image's edge the
+    neighbour is the edge's voxel again and never the right one, and so it is with an ignored one,
+    which predicts all classes alike.
 
     Without a border in label or prediction the loss is 0, with a gradient of 0. It sees nothing off
     the borders, so it is used in a sum (the authors: with cross-entropy and Lovász-Softmax). Binary
@@ -610,7 +619,8 @@ class NonAdjacencyLoss(SingleLoss):
     def _matrix(self, pair: Pair) -> Tensor:
         """The ordered pairs as a matrix of 0 and 1 over the counted classes."""
         if self.forbidden is None:
-            return ~_touching(pair.counted(pair.labels))
+            apart = ~_touching(pair.counted(pair.labels))
+            return apart.fill_diagonal_(False)
         count = pair.num_channels
         matrix = [[False] * count for _ in range(count)]
         for i, j in self.forbidden:
@@ -675,7 +685,8 @@ def _pad_end(x: Tensor, axis: int, ndim: int) -> Tensor:
 
 def _box_mean(p: Tensor) -> Tensor:
     pool = avg_pool2d if p.ndim == 4 else avg_pool3d
-    return pool(p, 3, stride=1, padding=1)
+    # Padded by hand: torch's own padding refuses a volume of one voxel.
+    return pool(pad(p, [1] * (2 * (p.ndim - 2))), 3, stride=1)
 
 
 def _touching(channels: Tensor) -> Tensor:

@@ -418,11 +418,13 @@ class _PowerOfCrossEntropy(CrossEntropyLoss):
                     f"class_frequencies: expected {pair.num_channels} numbers, got {f.numel()}"
                 )
         else:
-            f = pair.counted(pair.labels).sum([0, *range(2, pair.logits.ndim)])
-            # A class without a voxel weighs none; a background that does not count, likewise.
-            f = torch.cat([f.new_zeros(pair.first), f])
-            return torch.sqrt(f.sum() / f.clamp(min=1))[pair.index]
-        return torch.sqrt(f.sum() / f)[pair.index]
+            labels = pair.labels
+            if pair.valid is not None:
+                labels = torch.where(pair.valid, labels, 0.0)
+            f = labels.sum([0, *range(2, labels.ndim)])
+        # A class without a voxel weighs none.
+        rarity = torch.sqrt(f.sum() / torch.where(f > 0, f, 1.0))
+        return torch.take(rarity, pair.index)
 
 
 class WeightedSumLoss(_Loss):

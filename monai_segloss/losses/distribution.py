@@ -10,6 +10,7 @@ import torch
 from monai.losses.focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from monai.utils import LossReduction
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from monai_segloss.distance import Spacing
 from monai_segloss.losses.base import Pair, SingleLoss, Values, map_from_label
@@ -58,7 +59,7 @@ class CrossEntropyLoss(_VoxelCrossEntropy):
 
     With class weights w the mean is :math:`\sum w_y l / \sum w_y`, as torch has it
     (``normalize="weights"``), or :math:`\sum w_y l / N` over the N voxels that count
-    (``"voxels"``; Ma 2020, weighted cross-entropy). Labels that exclude one another give one value
+    (``"voxels"``; Ma 2020, weighted cross-entropy); one number for all is a factor in both. Labels that exclude one another give one value
     a voxel; with ``sigmoid``, or a single channel, every channel is a binary problem and the mean
     runs over channels too. A perfect prediction gives 0. An absent class has no voxel and adds
     nothing. ``include_background=False`` leaves out the voxels whose true class is 0 (with
@@ -98,6 +99,10 @@ class CrossEntropyLoss(_VoxelCrossEntropy):
         self.normalize = normalize
 
     def values(self, pair: Pair) -> Values:
+        if self._is_torchs(pair):
+            weight = self._checked_weight(pair)
+            assert pair.index is not None
+            return Values(cross_entropy(pair.logits, pair.index[:, 0], weight), per_voxel=False)
         loss, counts, weight = self.cross_entropy(pair), self.counts(pair), self.weights(pair)
         if counts is not None:
             loss = torch.where(counts, loss, 0.0)
@@ -113,6 +118,18 @@ class CrossEntropyLoss(_VoxelCrossEntropy):
             share = torch.where(counts, share, 0.0)
         # A weight or mask that is the same along an axis counts as often as the axis is long.
         return Values(loss, divisor=share.sum() * (loss.numel() // share.numel()), per_voxel=False)
+
+    def _is_torchs(self, pair: Pair) -> bool:
+        """Whether torch's own mean is this one; it forms no product with the weights in memory."""
+        return (
+            type(self) is CrossEntropyLoss
+            and pair.activation == "softmax"
+            and self.counts(pair) is None
+            and self.normalize == "weights"
+            and self.reduction == LossReduction.MEAN.value
+            and self.class_weight is not None
+            and self.class_weight.ndim == 1
+        )
 
 
 class BalancedCrossEntropyLoss(SingleLoss):
@@ -174,19 +191,20 @@ class BalancedCrossEntropyLoss(SingleLoss):
         self.batch = batch
 
     def values(self, pair: Pair) -> Values:
-        positive = pair.labels[:, pair.first :] > 0
+        if self.form == "weighted" and self.beta == 1:
+            return Values(pair.binary_cross_entropy())
+        labels = pair.labels[:, pair.first :]
         beta: Tensor | float
         if self.beta is not None:
             beta = self.beta
         else:
-            axes = [*([0] if self.batch else []), *range(2, positive.ndim)]
+            axes = [*([0] if self.batch else []), *range(2, labels.ndim)]
             share = pair.counted(pair.labels).sum(axes, keepdim=True)
-            counts = torch.ones_like(positive[:, :1]) if pair.valid is None else pair.valid
-            total = counts.sum(axes, keepdim=True).clamp(min=1)
-            beta = 1 - share / total
+            counts = torch.ones_like(labels[:, :1]) if pair.valid is None else pair.valid
+            beta = 1 - share / counts.sum(axes, keepdim=True).clamp(min=1)
         rest = 1.0 if self.form == "weighted" else 1 - beta
-        loss = pair.binary_cross_entropy()
-        return Values(torch.where(positive, beta * loss, rest * loss))
+        # beta on the class, rest off it.
+        return Values(pair.binary_cross_entropy(labels * (beta - rest) + rest))
 
 
 class TopKLoss(_VoxelCrossEntropy):
@@ -406,5 +424,12 @@ class FocalPart(SingleLoss):
             if not pair.exclusive:
                 logits = logits - torch.log((1 - p).clamp(min=tiny))
         # Of the class's own functions, since the class works in float32 alone.
-        focal = softmax_focal_loss if pair.exclusive else sigmoid_focal_loss
-        return Values(focal(logits, pair.labels, self.gamma, self.alpha)[:, pair.first :])
+        if not pair.exclusive:
+            loss = sigmoid_focal_loss(logits, pair.labels, self.gamma, self.alpha)
+            return Values(loss[:, pair.first :])
+        alpha = None
+        if self.alpha is not None:
+            # As MONAI spreads one number over the classes, without reading it back.
+            alpha = logits.new_tensor([1 - self.alpha] + [self.alpha] * (pair.num_channels - 1))
+        loss = softmax_focal_loss(logits, pair.labels, self.gamma, alpha)
+        return Values(loss[:, pair.first :])

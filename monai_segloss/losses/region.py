@@ -413,10 +413,19 @@ class _LovaszLoss(SingleLoss):
     def extension(self, pair: Pair, errors: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
         """The extension ``(images, C)`` and the number of positive voxels, likewise."""
         errors, positive = self._by_image(errors), self._by_image(positive)
+        if errors.shape[0] == 1 and errors.device.type == "cpu":
+            # One class after the other stays in the CPU's cache.
+            rows = zip(errors.split(1, dim=1), positive.split(1, dim=1), strict=True)
+            values = [self._of_classes(e, p) for e, p in rows]
+            return torch.cat(values, dim=1), positive.sum(-1)
+        return self._of_classes(errors, positive), positive.sum(-1)
+
+    @staticmethod
+    def _of_classes(errors: Tensor, positive: Tensor) -> Tensor:
         order = errors.detach().argsort(dim=-1, descending=True)
         in_order = _jaccard_growth(positive.gather(-1, order), errors.dtype)
         growth = torch.empty_like(in_order).scatter_(-1, order, in_order)
-        return (errors * growth).sum(-1), positive.sum(-1)
+        return (errors * growth).sum(-1)
 
     def _by_image(self, channels: Tensor) -> Tensor:
         """``(B, C, *spatial)`` -> ``(images, C, voxels)``."""
