@@ -1289,7 +1289,9 @@ def test_errors_begin_with_the_argument(make: type[Any], name: str, own: dict[st
         make(**x.arguments, **own)(torch.as_tensor(x.logits), x.target())
 
 
-@pytest.mark.parametrize("own", [{"softmax": True}, {"other_act": torch.relu}], ids=list)
+@pytest.mark.parametrize(
+    "own", [{"softmax": True}, {"other_act": torch.relu}], ids=["softmax", "other_act"]
+)
 def test_the_hinge_is_taken_on_logits(own: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^(softmax|other_act)"):
         LovaszHingeLoss(**own)

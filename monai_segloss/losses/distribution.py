@@ -59,12 +59,12 @@ class CrossEntropyLoss(_VoxelCrossEntropy):
 
     With class weights w the mean is :math:`\sum w_y l / \sum w_y`, as torch has it
     (``normalize="weights"``), or :math:`\sum w_y l / N` over the N voxels that count
-    (``"voxels"``; Ma 2020, weighted cross-entropy); one number for all is a factor in both. Labels that exclude one another give one value
-    a voxel; with ``sigmoid``, or a single channel, every channel is a binary problem and the mean
-    runs over channels too. A perfect prediction gives 0. An absent class has no voxel and adds
-    nothing. ``include_background=False`` leaves out the voxels whose true class is 0 (with
-    ``sigmoid``, channel 0). ``reduction="none"`` returns w l, ``(B, 1, *spatial)``, or
-    ``(B, C, *spatial)`` for binary channels.
+    (``"voxels"``; Ma 2020, weighted cross-entropy); one number for all is a factor in both.
+    Labels that exclude one another give one value a voxel; with ``sigmoid``, or a single channel,
+    every channel is a binary problem and the mean runs over channels too. A perfect prediction
+    gives 0. An absent class has no voxel and adds nothing. ``include_background=False`` leaves out
+    the voxels whose true class is 0 (with ``sigmoid``, channel 0). ``reduction="none"`` returns
+    w l, ``(B, 1, *spatial)``, or ``(B, C, *spatial)`` for binary channels.
 
     Args:
         normalize: what the weighted mean divides by.
