@@ -495,7 +495,16 @@ def check_range(index: Tensor, num_classes: int, name: str) -> None:
 
 def check_binary(label: Tensor, name: str) -> None:
     """Raise ValueError if a label holds anything but 0 and 1."""
-    if label.dtype != torch.bool and not bool(((label == 0) | (label == 1)).all()):
+    if label.dtype == torch.bool or label.numel() == 0:
+        return
+    if label.is_floating_point() or label.dtype in _SMALL_INTEGERS:
+        # x - x^2 is 0 for 0 and 1 alone, in wrapping integers too, and takes a quarter of the time
+        # of two comparisons.
+        low, high = torch.aminmax(torch.addcmul(label, label, label, value=-1))
+        binary = bool(low == 0) and bool(high == 0)
+    else:
+        binary = bool(((label == 0) | (label == 1)).all())
+    if not binary:
         raise ValueError(
             f"{name}: expected channels of 0 and 1, got values such as "
             f"{label[(label != 0) & (label != 1)][0].item()}"
