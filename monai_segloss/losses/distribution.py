@@ -202,9 +202,10 @@ class BalancedCrossEntropyLoss(SingleLoss):
             share = pair.counted(pair.labels).sum(axes, keepdim=True)
             counts = torch.ones_like(labels[:, :1]) if pair.valid is None else pair.valid
             beta = 1 - share / counts.sum(axes, keepdim=True).clamp(min=1)
-        rest = 1.0 if self.form == "weighted" else 1 - beta
-        # beta on the class, rest off it.
-        return Values(pair.binary_cross_entropy(labels * (beta - rest) + rest))
+        on_class = labels.new_ones(()) * beta
+        off_class = labels.new_ones(()) if self.form == "weighted" else 1 - on_class
+        balance = torch.addcmul(off_class, labels, on_class - off_class)
+        return Values(pair.binary_cross_entropy(balance))
 
 
 class TopKLoss(_VoxelCrossEntropy):
