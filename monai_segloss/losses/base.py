@@ -29,7 +29,20 @@ from monai_segloss.maps import (
     region_wise_map,
 )
 
-__all__ = ["Pair", "SegmentationLoss", "SingleLoss", "Values", "map_from_label"]
+__all__ = [
+    "Activation",
+    "Pair",
+    "Reduction",
+    "SegmentationLoss",
+    "SingleLoss",
+    "Values",
+    "Weight",
+    "map_from_label",
+]
+
+Activation = Callable[[Tensor], Tensor]
+Reduction = LossReduction | Literal["mean", "sum", "none"]
+Weight = Sequence[float] | float | Tensor | None
 
 
 @dataclass
@@ -94,18 +107,13 @@ class Pair:
         assert self.index is not None
         if self.activation == "softmax":
             return cross_entropy(self.logits, self.index[:, 0], reduction="none").unsqueeze(1)
-        if self.activation == "sigmoid":
-            return -logsigmoid(self.logits.gather(1, self.index))
         return -_safe_log(self.probabilities.gather(1, self.index))
 
     @property
     def true_class_probability(self) -> Tensor:
         """Probability of the true class, ``(B, 1, *spatial)``; for exclusive labels."""
-        if self.activation == "softmax":
-            # exp(-CE) is the softmax at one class without the other C - 1 channels in memory.
-            return torch.exp(-self.true_class_cross_entropy)
-        assert self.index is not None
-        return self.probabilities.gather(1, self.index)
+        # exp(-CE) is the softmax at one class without the other C - 1 channels in memory.
+        return torch.exp(-self.true_class_cross_entropy)
 
     @property
     def labels(self) -> Tensor:
@@ -118,10 +126,10 @@ class Pair:
             self._labels = zeros.scatter(1, self.index, 1.0)
         return self._labels
 
-    def counted(self, channels: Tensor, ignored: float = 0.0) -> Tensor:
-        """The channels that count, ``ignored`` at the voxels that do not."""
+    def counted(self, channels: Tensor) -> Tensor:
+        """The channels that count, 0 at the voxels that do not."""
         channels = channels[:, self.first :]
-        return channels if self.valid is None else torch.where(self.valid, channels, ignored)
+        return channels if self.valid is None else torch.where(self.valid, channels, 0.0)
 
     def log_probabilities(self) -> tuple[Tensor, Tensor]:
         """log p and log(1 - p) of the counted channels, exact where p rounds to 0 or 1."""
@@ -219,10 +227,10 @@ class SegmentationLoss(_Loss, ABC):
         to_onehot_y: bool = False,
         sigmoid: bool = False,
         softmax: bool = False,
-        other_act: Callable[[Tensor], Tensor] | None = None,
+        other_act: Activation | None = None,
         *,
-        reduction: LossReduction | Literal["mean", "sum", "none"] = "mean",
-        weight: Sequence[float] | float | Tensor | None = None,
+        reduction: Reduction = "mean",
+        weight: Weight = None,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(reduction=_reduction_name(reduction))
@@ -403,6 +411,17 @@ class SegmentationLoss(_Loss, ABC):
             )
         return weight
 
+    def _check_one_weight(self, reason: str) -> None:
+        """For a loss whose weight cannot belong to a class.
+
+        Raises:
+            ValueError: if there is one per class, with the reason.
+        """
+        if self.class_weight is not None and self.class_weight.ndim > 0:
+            raise ValueError(
+                f"weight: expected one number, since {reason}, got {self.class_weight.tolist()}"
+            )
+
     def _reduce(self, pair: Pair, values: Values) -> Tensor:
         tensor = self._weigh(pair, values.tensor)
         counted: int | Tensor = tensor.numel() * values.elements
@@ -478,7 +497,7 @@ def _reduction_name(reduction: Any) -> str:
         raise ValueError(f"reduction: expected one of {choices}, got {reduction!r}") from None
 
 
-def _as_weight(weight: Sequence[float] | float | Tensor | None) -> Tensor | None:
+def _as_weight(weight: Weight) -> Tensor | None:
     if weight is None:
         return None
     # A copy: as a buffer it takes what a state dict brings, which is not the caller's to have.

@@ -22,7 +22,15 @@ from torch.nn.functional import (
 )
 
 from monai_segloss.distance import Spacing, as_spacing, distance_to_other_label
-from monai_segloss.losses.base import Pair, SingleLoss, Values, map_from_label
+from monai_segloss.losses.base import (
+    Activation,
+    Pair,
+    Reduction,
+    SingleLoss,
+    Values,
+    Weight,
+    map_from_label,
+)
 from monai_segloss.maps import Inside, check_options, to_dense, to_label_index
 
 __all__ = [
@@ -77,12 +85,12 @@ class RegionWiseLoss(SingleLoss):
         to_onehot_y: bool = False,
         sigmoid: bool = False,
         softmax: bool = False,
-        other_act: Callable[[Tensor], Tensor] | None = None,
+        other_act: Activation | None = None,
         kind: str = "rrw",
         spacing: Spacing = None,
         map_options: Mapping[str, Any] | None = None,
-        reduction: LossReduction | Literal["mean", "sum", "none"] = "mean",
-        weight: Sequence[float] | float | Tensor | None = None,
+        reduction: Reduction = "mean",
+        weight: Weight = None,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(
@@ -195,11 +203,11 @@ class BoundaryLoss(RegionWiseLoss):
         to_onehot_y: bool = False,
         sigmoid: bool = False,
         softmax: bool = False,
-        other_act: Callable[[Tensor], Tensor] | None = None,
+        other_act: Activation | None = None,
         inside: Inside = "symmetric",
         spacing: Spacing = None,
-        reduction: LossReduction | Literal["mean", "sum", "none"] = "mean",
-        weight: Sequence[float] | float | Tensor | None = None,
+        reduction: Reduction = "mean",
+        weight: Weight = None,
         ignore_index: int | None = None,
     ) -> None:
         if inside not in ("symmetric", "shifted"):
@@ -256,12 +264,12 @@ class HausdorffLoss(SingleLoss):
         to_onehot_y: bool = False,
         sigmoid: bool = False,
         softmax: bool = False,
-        other_act: Callable[[Tensor], Tensor] | None = None,
+        other_act: Activation | None = None,
         alpha: float = 2.0,
         one_sided: bool = False,
         spacing: Spacing = None,
-        reduction: LossReduction | Literal["mean", "sum", "none"] = "mean",
-        weight: Sequence[float] | float | Tensor | None = None,
+        reduction: Reduction = "mean",
+        weight: Weight = None,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(
@@ -330,12 +338,12 @@ class ActiveContourLoss(SingleLoss):
         to_onehot_y: bool = False,
         sigmoid: bool = False,
         softmax: bool = False,
-        other_act: Callable[[Tensor], Tensor] | None = None,
+        other_act: Activation | None = None,
         lambda_region: float = 1.0,
         lambda_length: float = 1.0,
         spacing: Spacing = None,
-        reduction: LossReduction | Literal["mean", "sum", "none"] = "mean",
-        weight: Sequence[float] | float | Tensor | None = None,
+        reduction: Reduction = "mean",
+        weight: Weight = None,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(
@@ -419,12 +427,12 @@ class ActiveBoundaryLoss(SingleLoss):
         to_onehot_y: bool = False,
         sigmoid: bool = False,
         softmax: bool = False,
-        other_act: Callable[[Tensor], Tensor] | None = None,
+        other_act: Activation | None = None,
         boundary_ratio: float = 0.01,
         label_smoothing: float = 0.2,
         max_distance: float = 20.0,
         spacing: Spacing = None,
-        reduction: LossReduction | Literal["mean", "sum", "none"] = "mean",
+        reduction: Reduction = "mean",
         weight: float | None = None,
         ignore_index: int | None = None,
     ) -> None:
@@ -444,11 +452,7 @@ class ActiveBoundaryLoss(SingleLoss):
             raise ValueError(f"label_smoothing: expected a share in [0, 1), got {label_smoothing}")
         if not max_distance > 0:
             raise ValueError(f"max_distance: expected a positive number, got {max_distance}")
-        if self.class_weight is not None and self.class_weight.ndim > 0:
-            raise ValueError(
-                "weight: expected one number, since a border has no class, "
-                f"got {self.class_weight.tolist()}"
-            )
+        self._check_one_weight("a border has no class")
         self.boundary_ratio = boundary_ratio
         self.label_smoothing = label_smoothing
         self.max_distance = max_distance
@@ -576,9 +580,9 @@ class NonAdjacencyLoss(SingleLoss):
         to_onehot_y: bool = False,
         sigmoid: bool = False,
         softmax: bool = False,
-        other_act: Callable[[Tensor], Tensor] | None = None,
+        other_act: Activation | None = None,
         forbidden: Sequence[Sequence[int]] | None = None,
-        reduction: LossReduction | Literal["mean", "sum", "none"] = "mean",
+        reduction: Reduction = "mean",
         weight: float | None = None,
         ignore_index: int | None = None,
     ) -> None:
@@ -592,11 +596,7 @@ class NonAdjacencyLoss(SingleLoss):
             weight=weight,
             ignore_index=ignore_index,
         )
-        if self.class_weight is not None and self.class_weight.ndim > 0:
-            raise ValueError(
-                "weight: expected one number, since a pair of classes has no one class, "
-                f"got {self.class_weight.tolist()}"
-            )
+        self._check_one_weight("a pair of classes has no one class")
         pairs = None if forbidden is None else [tuple(int(c) for c in pair) for pair in forbidden]
         for pair in pairs or []:
             if len(pair) != 2 or pair[0] == pair[1] or min(pair) < 0:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from monai.utils import LossReduction
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from monai_segloss.losses.base import Pair, SegmentationLoss, Values
+from monai_segloss.losses.base import Activation, Pair, Reduction, SegmentationLoss, Values, Weight
 from monai_segloss.losses.distribution import (
     BalancedCrossEntropyLoss,
     CrossEntropyLoss,
@@ -28,10 +27,6 @@ __all__ = [
     "ExpLogLoss",
     "WeightedSumLoss",
 ]
-
-Activation = Callable[[Tensor], Tensor]
-Reduction = LossReduction | Literal["mean", "sum", "none"]
-Weight = Sequence[float] | float | Tensor | None
 
 
 class CompoundLoss(SegmentationLoss):

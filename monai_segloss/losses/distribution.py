@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from monai_segloss.distance import Spacing
-from monai_segloss.losses.base import Pair, SingleLoss, Values, map_from_label
+from monai_segloss.losses.base import (
+    Activation,
+    Pair,
+    Reduction,
+    SingleLoss,
+    Values,
+    Weight,
+    map_from_label,
+)
 from monai_segloss.maps import check_options, region_wise_map
 
 __all__ = [
@@ -22,10 +30,6 @@ __all__ = [
     "MapCrossEntropyLoss",
     "TopKLoss",
 ]
-
-Activation = Callable[[Tensor], Tensor]
-Reduction = LossReduction | Literal["mean", "sum", "none"]
-Weight = Sequence[float] | float | Tensor | None
 
 
 class _VoxelCrossEntropy(SingleLoss):
@@ -122,8 +126,7 @@ class CrossEntropyLoss(_VoxelCrossEntropy):
     def _is_torchs(self, pair: Pair) -> bool:
         """Whether torch's own mean is this one; it forms no product with the weights in memory."""
         return (
-            type(self) is CrossEntropyLoss
-            and pair.activation == "softmax"
+            pair.activation == "softmax"
             and self.counts(pair) is None
             and self.normalize == "weights"
             and self.reduction == LossReduction.MEAN.value

@@ -7,14 +7,13 @@ the mean of p_y, and the weights of FP and FN interchangeable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from monai.utils import LossReduction
 from torch import Tensor
 
-from monai_segloss.losses.base import Pair, SingleLoss, Values
+from monai_segloss.losses.base import Activation, Pair, Reduction, SingleLoss, Values, Weight
 
 __all__ = [
     "AsymmetricSimilarityLoss",
@@ -26,10 +25,6 @@ __all__ = [
     "SensitivitySpecificityLoss",
     "concave_power",
 ]
-
-Activation = Callable[[Tensor], Tensor]
-Reduction = LossReduction | Literal["mean", "sum", "none"]
-Weight = Sequence[float] | float | Tensor | None
 
 # Below this a concave power goes on as a straight line to 0.
 _STRAIGHT_BELOW = 1e-7
@@ -378,11 +373,7 @@ class PenaltyGeneralizedDiceLoss(_RatioLoss):
         )
         if not k >= 0:
             raise ValueError(f"k: expected a number >= 0, got {k}")
-        if self.class_weight is not None and self.class_weight.ndim > 0:
-            raise ValueError(
-                "weight: expected one number, since generalised Dice weighs the classes itself, "
-                f"got {self.class_weight.tolist()}"
-            )
+        self._check_one_weight("generalised Dice weighs the classes itself")
         self.k = k
 
     def values(self, pair: Pair) -> Values:
@@ -411,14 +402,21 @@ class _LovaszLoss(SingleLoss):
     per_image: bool
 
     def extension(self, pair: Pair, errors: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-        """The extension ``(images, C)`` and the number of positive voxels, likewise."""
+        """The weighted extension ``(images, C)`` and the number of positive voxels, likewise."""
+        if pair.valid is not None:
+            errors = torch.where(pair.valid, errors, 0.0)
+            positive = positive & pair.valid
         errors, positive = self._by_image(errors), self._by_image(positive)
         if errors.shape[0] == 1 and errors.device.type == "cpu":
             # One class after the other stays in the CPU's cache.
             rows = zip(errors.split(1, dim=1), positive.split(1, dim=1), strict=True)
-            values = [self._of_classes(e, p) for e, p in rows]
-            return torch.cat(values, dim=1), positive.sum(-1)
-        return self._of_classes(errors, positive), positive.sum(-1)
+            loss = torch.cat([self._of_classes(e, p) for e, p in rows], dim=1)
+        else:
+            loss = self._of_classes(errors, positive)
+        weight = self.channel_weight(pair)
+        if weight is not None:
+            loss = loss * (weight if weight.ndim == 0 else weight.reshape(1, -1))
+        return loss, positive.sum(-1)
 
     @staticmethod
     def _of_classes(errors: Tensor, positive: Tensor) -> Tensor:
@@ -487,14 +485,8 @@ class LovaszSoftmaxLoss(_LovaszLoss):
     def values(self, pair: Pair) -> Values:
         p, positive = pair.probabilities[:, pair.first :], pair.labels[:, pair.first :] > 0
         errors = torch.where(positive, 1 - p, p)
-        if pair.valid is not None:
-            errors = torch.where(pair.valid, errors, 0.0)
-            positive = positive & pair.valid
         loss, occurs = self.extension(pair, errors, positive)
         counts = self._counting(pair, occurs)
-        weight = self.channel_weight(pair)
-        if weight is not None:
-            loss = loss * (weight if weight.ndim == 0 else weight.reshape(1, -1))
         mean = torch.where(counts, loss, 0.0).sum(1) / counts.sum(1).clamp(min=1)
         return Values(mean.reshape(-1, 1, *[1] * len(pair.spatial)), per_voxel=False)
 
@@ -566,13 +558,7 @@ class LovaszHingeLoss(_LovaszLoss):
     def values(self, pair: Pair) -> Values:
         x, positive = pair.logits[:, pair.first :], pair.labels[:, pair.first :] > 0
         errors = 1 - torch.where(positive, x, -x)
-        if pair.valid is not None:
-            errors = torch.where(pair.valid, errors, 0.0)
-            positive = positive & pair.valid
         loss, _ = self.extension(pair, errors.clamp(min=0), positive)
-        weight = self.channel_weight(pair)
-        if weight is not None:
-            loss = loss * (weight if weight.ndim == 0 else weight.reshape(1, -1))
         return Values(loss.reshape(*loss.shape, *[1] * len(pair.spatial)), per_voxel=False)
 
 
