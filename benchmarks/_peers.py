@@ -26,11 +26,13 @@ __all__ = [
     "border_weight",
     "boundary",
     "chan_vese",
+    "clamped_balanced",
     "combo",
     "cross_entropy_times",
     "dice_topk",
     "distance_penalty_weight",
     "exp_log",
+    "generalized_dice",
     "hausdorff_one_sided",
     "jaccard",
     "non_adjacency",
@@ -74,6 +76,17 @@ def balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     off = 1 - target.mean(_spatial(target), keepdim=True)
     weight = torch.where(target > 0, off, 1 - off)
     return F.binary_cross_entropy_with_logits(logits, target, weight=weight)
+
+
+def clamped_balanced(beta: float) -> Loss:
+    """Class by class after a softmax, with the logarithms of clamped probabilities."""
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        p, g = torch.softmax(logits, dim=1).clamp(1e-7, 1 - 1e-7), _one_hot(logits, target)
+        entropy = beta * g * torch.log(p) + (1 - beta) * (1 - g) * torch.log(1 - p)
+        return -entropy.mean()
+
+    return loss
 
 
 def cross_entropy_times(weigh: Callable[[LabelArray, int], FloatArray]) -> Loss:
@@ -141,6 +154,16 @@ def asymmetric_similarity(logits: Tensor, target: Tensor, b: float = 1.5) -> Ten
     share = b**2 / (1 + b**2)
     bottom = hit + share * false_negative + (1 - share) * false_positive
     return (1 - (hit + 1e-5) / (bottom + 1e-5)).mean()
+
+
+def generalized_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Sudre et al., one ratio a sample, by einsum."""
+    p, g = torch.softmax(logits, dim=1).flatten(2), _one_hot(logits, target).flatten(2)
+    in_label = torch.einsum("bcn->bc", g)
+    weight = 1 / in_label**2
+    hit = (weight * torch.einsum("bcn,bcn->bc", p, g)).sum(1)
+    both = (weight * (torch.einsum("bcn->bc", p) + in_label)).sum(1)
+    return (1 - (2 * hit + 1e-5) / (both + 1e-5)).mean()
 
 
 def penalty_generalized_dice(logits: Tensor, target: Tensor, k: float = 2.5) -> Tensor:

@@ -2,10 +2,10 @@
 
 Peers are MONAI, torch and, if they are installed, Kornia and segmentation_models_pytorch; where no
 package has a loss, the arithmetic of its first public code (_peers.py), with SciPy's distances
-inside forward where such code takes them there. Losses that are MONAI's own in our table have no
-row. "ours / it" is the time of ours over that peer's, round by round; the summary names the
-fastest peer of each case. "differs by" is the difference of the values, relative above 1, where
-the formulas are the same.
+inside forward where such code takes them there. Losses that are MONAI's own in our table stand
+beside the other packages'. "ours / it" is the time of ours over that peer's, round by round; the
+summary names the fastest peer of each case. "differs by" is the difference of the values, relative
+above 1, where the formulas are the same.
 
 Peak memory is that of the benchmark losses.py: what one forward and backward holds beyond its
 input, at its height.
@@ -118,6 +118,10 @@ def _added(first: Loss, second: Loss) -> Loss:
     return lambda logits, target: first(logits, target) + second(logits, target)
 
 
+def _times(factor: float, loss: Loss) -> Loss:
+    return lambda logits, target: factor * loss(logits, target)
+
+
 def _power_of_tversky(tversky: Loss, exponent: float) -> Loss:
     return lambda logits, target: (tversky(logits, target) ** exponent).mean()
 
@@ -146,6 +150,11 @@ def distribution_cases() -> list[Case]:
             make_loss("balanced_cross_entropy", sigmoid=True),
             [Peer("rebuilt: HED", _peers.balanced_cross_entropy)],
             "channels",
+        ),
+        Case(
+            "balanced_cross_entropy, softmax",
+            ours("balanced_cross_entropy", beta=0.7),
+            [Peer("rebuilt: clamped p", _peers.clamped_balanced(0.7))],
         ),
         Case("topk", ours("topk"), [Peer("rebuilt: nnU-Net", _peers.topk)]),
         *[
@@ -279,6 +288,47 @@ def region_cases(packages: Packages) -> list[Case]:
     ]
 
 
+def monai_cases(packages: Packages) -> list[Case]:
+    """The rows that are MONAI's own classes."""
+    ours = partial(make_loss, softmax=True, to_onehot_y=True)
+    smp = "segmentation_models_pytorch"
+    dice = monai.losses.DiceLoss(softmax=True, to_onehot_y=True)
+    return [
+        Case(
+            "focal (MONAI's)",
+            ours("focal"),
+            packages.peer(
+                "kornia",
+                "kornia FocalLoss",
+                lambda k: _on_index(k.FocalLoss(alpha=None, reduction="mean")),
+            ),
+            dims=(2,),
+        ),
+        Case(
+            "dice (MONAI's), over the batch",
+            ours("dice", batch=True),
+            packages.peer(smp, "smp DiceLoss", lambda s: s.DiceLoss("multiclass")),
+        ),
+        Case(
+            "tversky (MONAI's), over the batch",
+            ours("tversky", alpha=0.3, beta=0.7, batch=True),
+            packages.peer(
+                smp, "smp TverskyLoss", lambda s: s.TverskyLoss("multiclass", alpha=0.3, beta=0.7)
+            ),
+        ),
+        Case(
+            "generalized_dice (MONAI's)",
+            ours("generalized_dice"),
+            [Peer("rebuilt: SegLoss", _peers.generalized_dice)],
+        ),
+        Case(
+            "dice_ce (MONAI's)",
+            ours("dice_ce"),
+            [Peer("monai DiceLoss + torch CE", _added(dice, _on_index(F.cross_entropy)))],
+        ),
+    ]
+
+
 def boundary_cases() -> list[Case]:
     ours = partial(make_loss, softmax=True, to_onehot_y=True)
     theirs: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
@@ -358,6 +408,16 @@ def compound_cases() -> list[Case]:
             "channels",
         ),
         Case(
+            "dice_bce, softmax",
+            ours("dice_bce"),
+            [
+                Peer(
+                    "monai DiceLoss + clamped p",
+                    _added(dice(**theirs), _times(2.0, _peers.clamped_balanced(0.5))),
+                )
+            ],
+        ),
+        Case(
             "dice_focal, sigmoid",
             make_loss("dice_focal", sigmoid=True),
             [Peer("monai DiceFocalLoss", monai.losses.DiceFocalLoss(sigmoid=True))],
@@ -382,14 +442,21 @@ def compound_cases() -> list[Case]:
             "channels",
         ),
         Case("exp_log", ours("exp_log"), [Peer("rebuilt: SegLoss", _peers.exp_log)]),
+        Case(
+            "weighted_sum",
+            ours("weighted_sum", losses=["dice", "topk"], weights=[1.0, 0.5]),
+            [Peer("its terms, added", _added(dice(**theirs), _times(0.5, _peers.topk)))],
+        ),
     ]
 
 
 def all_cases() -> list[Case]:
-    """Every case, in the taxonomy's order."""
+    """Every case, by family."""
+    packages = Packages()
     return [
         *distribution_cases(),
-        *region_cases(Packages()),
+        *region_cases(packages),
+        *monai_cases(packages),
         *boundary_cases(),
         *compound_cases(),
     ]

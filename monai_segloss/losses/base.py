@@ -17,7 +17,8 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import LossReduction
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.modules.loss import _Loss
 
 from monai_segloss.distance import Spacing
@@ -131,25 +132,10 @@ class Pair:
         channels = channels[:, self.first :]
         return channels if self.valid is None else torch.where(self.valid, channels, 0.0)
 
-    def log_probabilities(self) -> tuple[Tensor, Tensor]:
-        """log p and log(1 - p) of the counted channels, exact where p rounds to 0 or 1."""
-        if self.activation == "sigmoid":
-            x = self.logits[:, self.first :]
-            return logsigmoid(x), logsigmoid(-x)
-        if self.activation == "none":
-            p = self.probabilities[:, self.first :]
-            return _safe_log(p), _safe_log(1 - p)
-        log_p = torch.log_softmax(self.logits, dim=1)
-        # Only a p above exp(-1/2) = 0.61, one channel at most, has 1 - p lose digits; there it is
-        # the sum of the others.
-        large = log_p.detach() > -0.5
-        small = log_p.masked_fill(large, -torch.inf)
-        rest = small.logsumexp(dim=1, keepdim=True)
-        log_rest = torch.where(large, rest, torch.log1p(-small.exp()))
-        return log_p[:, self.first :], log_rest[:, self.first :]
-
     def binary_cross_entropy(self, weight: Tensor | None = None) -> Tensor:
         """-g log p - (1 - g) log(1 - p) of the counted channels, each a binary problem.
+
+        Exact where p rounds to 0 or 1, unless the input holds probabilities.
 
         Args:
             weight: factor at every value.
@@ -158,9 +144,50 @@ class Pair:
         if self.activation == "sigmoid":
             logits = self.logits[:, self.first :]
             return binary_cross_entropy_with_logits(logits, labels, weight, reduction="none")
-        log_p, log_rest = self.log_probabilities()
-        loss = torch.where(labels > 0, log_p, log_rest)
-        return -loss if weight is None else -weight * loss
+        if self.activation == "softmax":
+            p = self.probabilities.detach()
+            loss = _SoftmaxBinaryCrossEntropy.apply(self.logits, p, self.index)[:, self.first :]
+        else:
+            p = self.probabilities[:, self.first :]
+            loss = -torch.where(labels > 0, _safe_log(p), _safe_log(1 - p))
+        return loss if weight is None else weight * loss
+
+
+class _SoftmaxBinaryCrossEntropy(torch.autograd.Function):
+    """-log p_y at the true class y, -log(1 - p_k) at every other class k of a softmax p.
+
+    In float32 1 - p_k loses its digits only where p_k > 1/2, so at one wrong class at most. There
+    it is the sum of the other classes, and its logarithm is taken from the softmax without that
+    class, q. With autograd's own steps this is twice as slow; the gradient, for factors u, is
+
+    u_k p_k / (1 - p_k) (delta_kj - p_j), summed over k, and -u_y (delta_yj - p_j),
+
+    in which p_j / (1 - p_k) is q_j at a k with p_k > 1/2.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, p: Tensor, index: Tensor) -> Tensor:
+        log_p = torch.log_softmax(logits, dim=1)
+        log_p_true = log_p.gather(1, index)
+        wrong = torch.gt(p, 0.5, out=torch.empty_like(p)).scatter_(1, index, 0.0)
+        small = torch.addcmul(p, p, wrong, value=-1)
+        # The product with a mask of floats is far faster than masked_fill with -inf.
+        others = log_p.sub_(wrong, alpha=torch.finfo(p.dtype).max)
+        q = torch.softmax(others, dim=1)
+        log_rest = others.amax(1, keepdim=True) - q.amax(1, keepdim=True).log_()
+        loss = torch.log1p(-small).addcmul_(wrong, log_rest).scatter_(1, index, log_p_true).neg_()
+        ctx.save_for_backward(p, small, q, index)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
+        p, small, q, index = ctx.saved_tensors
+        grad = (small / (1 - small)).mul_(factor).scatter_(1, index, -factor.gather(1, index))
+        grad.addcmul_(p, grad.sum(1, keepdim=True), value=-1)
+        large = (p - small).mul_(factor)
+        grad.add_(large).addcmul_(q, large.sum(1, keepdim=True), value=-1)
+        return grad, None, None
 
 
 class Values(NamedTuple):

@@ -194,8 +194,9 @@ class BalancedCrossEntropyLoss(SingleLoss):
         self.batch = batch
 
     def values(self, pair: Pair) -> Values:
-        if self.form == "weighted" and self.beta == 1:
-            return Values(pair.binary_cross_entropy())
+        if self.beta == (1 if self.form == "weighted" else 0.5):
+            # One number for all voxels.
+            return Values(self.beta * pair.binary_cross_entropy())
         labels = pair.labels[:, pair.first :]
         beta: Tensor | float
         if self.beta is not None:
