@@ -13,14 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.handlers import HausdorffDistance, from_engine
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from monai_segloss.files import replacing
+from monai_segloss.losses import WeightedSumLoss
 
 __all__ = ["Checkpointing", "HausdorffDistanceMM", "TrainingLog", "read_log", "saved_epochs"]
 
@@ -36,7 +39,9 @@ class Checkpointing:
     Two files in ``save_dir``: ``checkpoint.pt`` holds the state of everything in ``save_dict``, of
     the trainer (epoch and iteration) and of the settings; ``model.pt`` holds the weights of
     ``save_dict["model"]`` alone, for evaluation. Each is written beside its place and then moved
-    into it, so an interruption leaves the one of the epoch before.
+    into it, so an interruption leaves the one of the epoch before. Of several processes the first
+    one writes and each reads; a network in DistributedDataParallel is saved without it, so the
+    files fit any number of processes.
 
     Args:
         save_dir: folder of the two files.
@@ -63,7 +68,10 @@ class Checkpointing:
             raise ValueError(f"save_dict: expected the key 'model', got {sorted(save_dict)}")
         self.path = Path(save_dir) / _CHECKPOINT
         self.model_path = Path(save_dir) / "model.pt"
-        self.save_dict = dict(save_dict)
+        self.save_dict = {
+            name: item.module if isinstance(item, DistributedDataParallel) else item
+            for name, item in save_dict.items()
+        }
         self.resume = resume
         self.interval = interval
         self.settings = dict(settings or {})
@@ -130,7 +138,8 @@ class Checkpointing:
 
     def _epoch_completed(self, engine: Engine) -> None:
         epoch = engine.state.epoch
-        if epoch % self.interval == 0 or epoch == engine.state.max_epochs:
+        due = epoch % self.interval == 0 or epoch == engine.state.max_epochs
+        if due and idist.get_rank() == 0:
             self.save(engine)
 
     def _check_settings(self, saved: Mapping[str, Any], advice: str) -> None:
@@ -171,14 +180,17 @@ def _follow_schedule(scheduler: LambdaLR) -> None:
 class TrainingLog:
     """A progress bar while training, and a CSV file with one row per epoch.
 
-    Columns: ``epoch, loss, learning_rate, seconds`` and one per metric of ``evaluator``, empty in
-    epochs without validation. After an interruption the rows that the checkpoint still covers are
-    kept. The bar is drawn on a terminal only; elsewhere each epoch is one log line.
+    Columns: ``epoch, loss, learning_rate, seconds``, one per weight of ``weighted``
+    (``weight_<loss>``) and one per metric of ``evaluator``, empty in epochs without validation.
+    After an interruption the rows that the checkpoint still covers are kept. The bar is drawn on a
+    terminal only; elsewhere each epoch is one log line. Of several processes the first one writes;
+    the loss is the mean over all of them.
 
     Args:
         path: the CSV file.
         optimizer: to read the learning rate from.
         evaluator: the validation engine, if any.
+        weighted: a sum of losses whose weights change, if any.
 
     Raises:
         ValueError: while training, if the loss was not finite many times in a row.
@@ -189,9 +201,11 @@ class TrainingLog:
         path: str | os.PathLike[str],
         optimizer: torch.optim.Optimizer,
         evaluator: Engine | None = None,
+        weighted: WeightedSumLoss | None = None,
     ) -> None:
         self.path = Path(path)
         self.optimizer = optimizer
+        self.weighted = weighted
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
         self._losses: list[float] = []
@@ -222,7 +236,7 @@ class TrainingLog:
             initial=engine.state.iteration,
             desc="training",
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=idist.get_rank() > 0 or not sys.stderr.isatty(),
         )
 
     def _epoch_started(self, engine: Engine) -> None:
@@ -246,9 +260,10 @@ class TrainingLog:
     def _epoch_completed(self, engine: Engine) -> None:
         row: dict[str, Any] = {
             "epoch": engine.state.epoch,
-            "loss": sum(self._losses) / max(1, len(self._losses)),
+            "loss": _mean_over_processes(sum(self._losses) / max(1, len(self._losses))),
             "learning_rate": self._rate,
             "seconds": time.perf_counter() - self._clock,
+            **self._weights(),
         }
         self.rows.append(row)
         self._write()
@@ -267,7 +282,18 @@ class TrainingLog:
             self._write()
         logger.info("validation: %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
+    def _weights(self) -> dict[str, float]:
+        if self.weighted is None:
+            return {}
+        weights = self.weighted.weights.tolist()
+        return {
+            f"weight_{name}": weight
+            for name, weight in zip(self.weighted.losses, weights, strict=True)
+        }
+
     def _write(self) -> None:
+        if idist.get_rank() > 0:
+            return
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         with replacing(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
@@ -315,6 +341,11 @@ class HausdorffDistanceMM(HausdorffDistance):
                 warnings.filterwarnings("ignore", "the (prediction|ground truth) of class")
                 self.metric_fn(prediction[None], label[None], spacing=spacing)
         self._is_reduced = False
+
+
+def _mean_over_processes(value: float) -> float:
+    # all_reduce gives a number back as it took it.
+    return float(idist.all_reduce(value)) / idist.get_world_size()
 
 
 def _is_number(value: Any) -> bool:

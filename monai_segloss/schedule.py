@@ -8,9 +8,17 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from monai_segloss.losses import WeightedSumLoss
+from monai_segloss.losses import WeightedSumLoss, get_loss_row, get_partner
 
-__all__ = ["SCHEDULES", "LossWeightSchedule", "Schedule", "equal", "get_schedule", "gradual"]
+__all__ = [
+    "SCHEDULES",
+    "LossWeightSchedule",
+    "Schedule",
+    "equal",
+    "get_schedule",
+    "gradual",
+    "schedule_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,34 @@ def get_schedule(name: str) -> Schedule:
     if name not in SCHEDULES:
         raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
     return SCHEDULES[name]
+
+
+def schedule_of(
+    loss_name: str, partner: str | None = "default", schedule: str | None = "default"
+) -> str | None:
+    """Name of the schedule that a loss of the taxonomy is trained with.
+
+    Args:
+        loss_name: a name of the taxonomy.
+        partner: as in :func:`monai_segloss.losses.make_training_loss`.
+        schedule: ``"default"`` for the row's own, None for constant weights, or a name.
+
+    Returns:
+        The name, or None if the weights are constant or there is no partner.
+
+    Raises:
+        ValueError: on an unknown name, or a schedule by name for a loss without a partner.
+    """
+    row = get_loss_row(loss_name)
+    if schedule not in (None, "default"):
+        get_schedule(schedule)
+    if get_partner(loss_name, partner) is None:
+        if schedule not in (None, "default") and row.build is not WeightedSumLoss:
+            raise ValueError(
+                f"schedule: expected none, since {loss_name!r} has no partner, got {schedule!r}"
+            )
+        return None if schedule == "default" else schedule
+    return row.schedule if schedule == "default" else schedule
 
 
 class LossWeightSchedule:

@@ -44,8 +44,9 @@ from torch import Tensor
 from monai_segloss import transforms
 from monai_segloss.datasets import ACDC17_LABELS, acdc17_datalist, make_acdc17_phantom
 from monai_segloss.handlers import read_log
-from monai_segloss.losses import TAXONOMY
+from monai_segloss.losses import TAXONOMY, BoundaryLoss, WeightedSumLoss
 from monai_segloss.maps import MAP_KINDS
+from monai_segloss.schedule import get_schedule
 
 FOREGROUND = ACDC17_LABELS[1:]
 METRICS = ("dice", "hausdorff_mm", "hausdorff95_mm")
@@ -441,7 +442,9 @@ FITTING = [name for name, row in TAXONOMY.items() if "softmax" in row.forms]
 
 @pytest.mark.parametrize("loss_name", FITTING)
 def test_loss_is_an_override(loss_name: str, data: Path, tmp_path: Path) -> None:
-    kind = TAXONOMY[loss_name].map_kind
+    row = TAXONOMY[loss_name]
+    # Its default is Dice and boundary.
+    kind = "boundary" if loss_name == "weighted_sum" else row.map_kind
     maps = 0 if kind is None else 1 if MAP_KINDS[kind].compact else 4
     few = {"train_patients": 1, "val_patients": 1, "max_epochs": 1, "loss_name": loss_name}
     made = run("train", data, tmp_path, **few)
@@ -457,12 +460,36 @@ def test_loss_is_an_override(loss_name: str, data: Path, tmp_path: Path) -> None
         assert sample.keys() == {"image", "label"}
         assert sample["image"].shape == (1, 64, 64)
         assert sample["label"].shape == (1 + maps, 64, 64)
-    assert isinstance(item(made, "loss").loss, TAXONOMY[loss_name].build)
-    assert math.isfinite(read_log(tmp_path / "models" / "training.csv")[0]["loss"])
+    loss, log = item(made, "loss").loss, read_log(tmp_path / "models" / "training.csv")[0]
+    assert math.isfinite(log["loss"])
+    if row.partner is not None:
+        assert isinstance(loss, WeightedSumLoss)
+        assert list(loss.losses) == [row.partner, loss_name]
+        first = get_schedule(row.schedule)(0)
+        assert [log[f"weight_{row.partner}"], log[f"weight_{loss_name}"]] == list(first)
+        loss = loss.losses[loss_name]
+    assert isinstance(loss, row.build)
+
+
+def test_partner_and_schedule_are_overrides(data: Path, tmp_path: Path) -> None:
+    few = {"train_patients": 1, "val_patients": 1, "max_epochs": 2}
+    run("train", data, tmp_path / "gradual", loss_name="boundary", **few)
+    log = read_log(tmp_path / "gradual" / "models" / "training.csv")
+    assert [row["weight_boundary"] for row in log] == pytest.approx([0, 0.01])
+    options = {"loss_name": "boundary", "partner": "focal", "loss_schedule": "equal"}
+    run("train", data, tmp_path / "equal", **options, **few)
+    log = read_log(tmp_path / "equal" / "models" / "training.csv")
+    assert [(row["weight_focal"], row["weight_boundary"]) for row in log] == [(1, 1), (1, 1)]
+    alone = workflow("train", data, tmp_path, loss_name="boundary", partner=None)
+    assert isinstance(item(alone, "loss").loss, BoundaryLoss)
+    with pytest.raises(RuntimeError) as caught:
+        run("train", data, tmp_path, loss_name="dice", loss_schedule="gradual")
+    assert "'dice' has no partner" in chain(caught.value)
 
 
 def test_options_reach_the_loss_and_the_map(data: Path, tmp_path: Path) -> None:
     overrides = {"loss_name": "region_wise_hausdorff", "loss_options": {"weight": 2.0}}
+    overrides["partner"] = None
     made = workflow("train", data, tmp_path, map_options={"alpha": 1.0}, **overrides)
     assert float(item(made, "loss").loss.class_weight) == 2.0
     steep = workflow("train", data, tmp_path, map_options={"alpha": 2.0}, **overrides)

@@ -35,6 +35,7 @@ ROOMS = (
     "datasets",
     "handlers",
     "report",
+    "bundle_parts",
     "bundle",
     "demo",
     "auto3dseg",

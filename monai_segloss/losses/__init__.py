@@ -35,7 +35,14 @@ from monai_segloss.losses.region import (
     PenaltyGeneralizedDiceLoss,
     SensitivitySpecificityLoss,
 )
-from monai_segloss.losses.taxonomy import TAXONOMY, LossRow, get_loss_row, make_loss
+from monai_segloss.losses.taxonomy import (
+    TAXONOMY,
+    LossRow,
+    get_loss_row,
+    get_partner,
+    make_loss,
+    make_training_loss,
+)
 
 __all__ = [
     "TAXONOMY",
@@ -70,6 +77,8 @@ __all__ = [
     "Values",
     "WeightedSumLoss",
     "get_loss_row",
+    "get_partner",
     "make_loss",
+    "make_training_loss",
     "non_adjacent_classes",
 ]

@@ -61,8 +61,9 @@ class LossRow:
         map_kind: the map it reads from its target, None if it reads none.
         forms: the predictions it takes: ``"softmax"`` (classes that exclude one another),
             ``"multi-label"`` (sigmoid, channels that may overlap), ``"binary"`` (one channel).
-        safe_alone: False if on its own it has minima that are no segmentation, so that it belongs
-            in a sum.
+        partner: the loss that it is trained in a sum with, since on its own it has minima that are
+            no segmentation; None if it is safe alone.
+        schedule: name of the schedule (:mod:`monai_segloss.schedule`) of that sum's weights.
         options: arguments that make this name out of the class.
         renames: what the class calls an argument that the others call otherwise; None for one that
             it does without.
@@ -74,7 +75,8 @@ class LossRow:
     source: str
     map_kind: str | None = None
     forms: tuple[str, ...] = _ALL
-    safe_alone: bool = True
+    partner: str | None = None
+    schedule: str = "equal"
     options: Mapping[str, Any] = field(default_factory=dict)
     renames: Mapping[str, str | None] = field(default_factory=dict)
 
@@ -83,18 +85,32 @@ class LossRow:
         return getattr(self.build, "__name__", str(self.build))
 
     @property
+    def safe_alone(self) -> bool:
+        return self.partner is None
+
+    @property
     def owner(self) -> str:
         """``"MONAI"`` or ``"ours"``."""
         return "MONAI" if self.build.__module__.startswith("monai.") else "ours"
 
 
+_DEFAULT = "default"
 _VT = "Valverde & Tohka 2022"
+# Losses in units of distance start from Dice alone and end almost alone, as Kervadec et al. 2019.
 
 
-def _region_wise(name: str, kind: str, source: str, safe_alone: bool = True) -> LossRow:
-    options = {"kind": kind}
+def _region_wise(
+    name: str, kind: str, source: str, partner: str | None = None, schedule: str = "equal"
+) -> LossRow:
     return LossRow(
-        name, "boundary", RegionWiseLoss, source, kind, safe_alone=safe_alone, options=options
+        name,
+        "boundary",
+        RegionWiseLoss,
+        source,
+        kind,
+        partner=partner,
+        schedule=schedule,
+        options={"kind": kind},
     )
 
 
@@ -165,18 +181,20 @@ TAXONOMY: Mapping[str, LossRow] = _table(
             BoundaryLoss,
             f"{_VT}, eq. 3; Kervadec et al. 2019, eq. 5",
             "boundary",
-            safe_alone=False,
+            partner="dice",
+            schedule="gradual",
         ),
         _region_wise("region_wise_active_contour", "active_contour", f"{_VT}, eq. 17"),
         _region_wise("non_euclidean", "non_euclidean", f"{_VT}, eq. 29; Cao et al. 2020"),
-        _region_wise("region_wise_hausdorff", "hausdorff", f"{_VT}, eq. 25", safe_alone=False),
+        _region_wise("region_wise_hausdorff", "hausdorff", f"{_VT}, eq. 25", "dice", "gradual"),
         LossRow(
             "hausdorff",
             "boundary",
             HausdorffLoss,
             "Karimi & Salcudean 2019",
             "boundary",
-            safe_alone=False,
+            partner="dice",
+            schedule="gradual",
         ),
         LossRow(
             "hausdorff_one_sided",
@@ -184,7 +202,8 @@ TAXONOMY: Mapping[str, LossRow] = _table(
             HausdorffLoss,
             "Karimi & Salcudean 2019",
             "boundary",
-            safe_alone=False,
+            partner="dice",
+            schedule="gradual",
             options={"one_sided": True},
         ),
         LossRow("active_contour", "boundary", ActiveContourLoss, "Chen et al. 2019"),
@@ -193,7 +212,7 @@ TAXONOMY: Mapping[str, LossRow] = _table(
             "boundary",
             ActiveBoundaryLoss,
             "Wang et al. 2022",
-            safe_alone=False,
+            partner="dice",
         ),
         LossRow(
             "non_adjacency",
@@ -201,7 +220,7 @@ TAXONOMY: Mapping[str, LossRow] = _table(
             NonAdjacencyLoss,
             "Ganaye et al. 2019",
             forms=("softmax", "multi-label"),
-            safe_alone=False,
+            partner="dice",
         ),
         LossRow(
             "dice_ce",
@@ -274,6 +293,47 @@ def make_loss(name: str, **options: Any) -> nn.Module:
             )
         arguments[argument] = value
     return row.build(**arguments)
+
+
+def make_training_loss(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    partner: str | None = _DEFAULT,
+    **conventions: Any,
+) -> nn.Module:
+    """A loss that a network can be trained with: by itself, or with the partner that it needs.
+
+    Args:
+        name: a name of :data:`TAXONOMY`.
+        options: further arguments of that loss.
+        partner: ``"default"`` for the row's own; None for the loss alone; or another name.
+        **conventions: arguments of both, such as ``softmax`` and ``to_onehot_y``.
+
+    Returns:
+        The loss, or the :class:`WeightedSumLoss` of partner and loss, in this order.
+
+    Raises:
+        ValueError: see :func:`make_loss`.
+    """
+    second = get_partner(name, partner)
+    loss = make_loss(name, **conventions, **(options or {}))
+    if second is None:
+        return loss
+    return WeightedSumLoss({second: make_loss(second, **conventions), name: loss})
+
+
+def get_partner(name: str, partner: str | None = _DEFAULT) -> str | None:
+    """The loss that a loss is trained in a sum with.
+
+    Raises:
+        ValueError: on an unknown name, or a loss with itself as its partner.
+    """
+    row = get_loss_row(name)
+    if partner == _DEFAULT:
+        return row.partner
+    if partner is not None and get_loss_row(partner) is row:
+        raise ValueError(f"partner: expected another loss than {name!r}, None or 'default'")
+    return partner
 
 
 def _weighted_sum(

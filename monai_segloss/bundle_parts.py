@@ -1,0 +1,309 @@
+"""What the bundles have in common, written once: their configurations call these functions.
+
+They put MONAI's transforms and handlers together; what differs by dataset (its reader, grid,
+intensities, classes) stands in the bundle's own configuration.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+import torch.distributed
+from ignite.engine import Engine
+from monai.data import partition_dataset
+from monai.engines import Evaluator
+from monai.handlers import CheckpointLoader, LrScheduleHandler, StatsHandler
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    Compose,
+    ConcatItemsd,
+    Invertd,
+    LoadImaged,
+    MapLabelValued,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandSpatialCropSamplesd,
+    SaveImaged,
+    SelectItemsd,
+    SqueezeDimd,
+    Transform,
+)
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import _LRScheduler
+
+from monai_segloss.handlers import Checkpointing, TrainingLog
+from monai_segloss.losses import WeightedSumLoss
+from monai_segloss.report import EvaluationReport
+from monai_segloss.schedule import LossWeightSchedule
+from monai_segloss.transforms import SameGridd, WholeNiftid
+
+__all__ = [
+    "TrainingHandlers",
+    "augmentation",
+    "evaluation_handlers",
+    "inference_handlers",
+    "join_processes",
+    "load_nifti",
+    "local_device",
+    "on_label_grid",
+    "own_seed",
+    "own_share",
+    "packed",
+    "saved_labels",
+    "slice_samples",
+]
+
+PAIR = ("image", "label")
+
+# --------------------------------------------------------------------------- data
+
+
+def load_nifti(keys: str | Sequence[str]) -> list[Transform]:
+    """Read whole NIfTI volumes through ITK, channel first, and stop if their grids differ."""
+    return [
+        WholeNiftid(keys),
+        LoadImaged(keys, reader="ITKReader", ensure_channel_first=True, image_only=True),
+        SameGridd(keys),
+    ]
+
+
+def slice_samples(
+    keys: Sequence[str], patch_size: Sequence[int], num_samples: int
+) -> list[Transform]:
+    """Random slices of volumes, each cut to the patch, as 2D images.
+
+    Args:
+        keys: keys of volumes ``(C, H, W, D)``, at least as large as the patch.
+        patch_size: (H, W) in voxels.
+        num_samples: slices from each volume.
+    """
+    return [
+        RandSpatialCropSamplesd(
+            keys, roi_size=[*patch_size, 1], num_samples=num_samples, random_size=False
+        ),
+        SqueezeDimd(keys, dim=-1),
+    ]
+
+
+def packed(target_keys: Sequence[str], keys: Sequence[str] = PAIR) -> list[Transform]:
+    """Label and map in one tensor, ``keys[1]``, so that they move together from here on."""
+    return [ConcatItemsd(target_keys, name=keys[1]), SelectItemsd(keys)]
+
+
+def augmentation(keys: Sequence[str] = PAIR) -> list[Transform]:
+    """Flips, rotation, scaling and translation of both; noise, blur and contrast of the image.
+
+    Args:
+        keys: of a 2D image and its target, which moves by nearest neighbour.
+    """
+    image = keys[0]
+    return [
+        RandFlipd(keys, prob=0.5, spatial_axis=0),
+        RandFlipd(keys, prob=0.5, spatial_axis=1),
+        RandAffined(
+            keys,
+            prob=0.5,
+            rotate_range=0.78,
+            scale_range=0.25,
+            translate_range=16,
+            mode=["bilinear", "nearest"],
+            padding_mode="zeros",
+        ),
+        RandGaussianNoised(image, prob=0.15, std=0.1),
+        RandGaussianSmoothd(image, prob=0.15, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0)),
+        RandScaleIntensityd(image, prob=0.3, factors=0.25),
+        RandAdjustContrastd(image, prob=0.3, gamma=(0.7, 1.5)),
+    ]
+
+
+def on_label_grid(preprocessing: Compose, num_classes: int) -> Compose:
+    """For evaluation: class scores back on the image's own grid, both one-hot.
+
+    Args:
+        preprocessing: what the image went through; the label was left on its own grid.
+        num_classes: C of ``pred`` (C, ...) and of the class index ``label`` (1, ...).
+    """
+    return Compose(
+        [
+            *_on_own_grid(preprocessing),
+            AsDiscreted(("pred", "label"), argmax=[True, False], to_onehot=num_classes),
+        ]
+    )
+
+
+def saved_labels(
+    preprocessing: Compose,
+    output_dir: str,
+    data_root: str = "",
+    label_values: Mapping[int, int] | None = None,
+) -> Compose:
+    """For inference: label maps as NIfTI in each image's own geometry, in the folders it has.
+
+    Args:
+        preprocessing: what the image went through.
+        output_dir: where to write.
+        data_root: folders below it are kept; without one all files go to ``output_dir``.
+        label_values: value in the file -> class, as the label was read; None if they are the same.
+    """
+    to_file = {c: value for value, c in (label_values or {}).items()}
+    return Compose(
+        [
+            *_on_own_grid(preprocessing),
+            AsDiscreted("pred", argmax=True),
+            *([MapLabelValued("pred", list(to_file), list(to_file.values()))] if to_file else []),
+            SaveImaged(
+                "pred",
+                output_dir=output_dir,
+                data_root_dir=data_root,
+                output_postfix="pred",
+                output_ext=".nii.gz",
+                output_dtype=np.uint8,
+                writer="ITKWriter",
+                resample=False,
+                separate_folder=False,
+            ),
+        ]
+    )
+
+
+def _on_own_grid(preprocessing: Compose) -> list[Transform]:
+    return [
+        Activationsd("pred", softmax=True),
+        # Scores, not labels, are resampled.
+        Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True),
+    ]
+
+
+# --------------------------------------------------------------------------- handlers
+
+
+class TrainingHandlers:
+    """What happens around the steps of a training but for validation, as one handler.
+
+    In the order in which they rely on one another: take up a checkpoint, move the learning rate,
+    move the weights of the loss, log. A ``ValidationHandler`` comes after it.
+
+    Args:
+        network, optimizer, lr_scheduler: what a checkpoint holds.
+        evaluator: the validation engine, whose metrics go into the log.
+        loss: the loss; if it is a sum, the weights of its terms are logged.
+        loss_schedule: name of the schedule that moves these weights, None to leave them.
+        ckpt_dir: folder of the checkpoint, the weights and ``training.csv``.
+        resume: take up a checkpoint that is there.
+        settings: what must be the same for a run to be the same.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: _LRScheduler,
+        evaluator: Evaluator,
+        loss: nn.Module,
+        loss_schedule: str | None,
+        ckpt_dir: str,
+        resume: bool,
+        settings: Mapping[str, Any],
+    ) -> None:
+        weighted = loss if isinstance(loss, WeightedSumLoss) else None
+        kept = {"model": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.handlers: list[Any] = [
+            Checkpointing(ckpt_dir, kept, resume=resume, settings=settings),
+            LrScheduleHandler(lr_scheduler, print_lr=False),
+        ]
+        if weighted is not None and loss_schedule is not None:
+            self.handlers.append(LossWeightSchedule(weighted, loss_schedule))
+        log = os.path.join(ckpt_dir, "training.csv")
+        self.handlers.append(TrainingLog(log, optimizer, evaluator, weighted))
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer."""
+        for handler in self.handlers:
+            handler.attach(engine)
+
+
+def evaluation_handlers(
+    network: nn.Module,
+    ckpt_path: str,
+    device: torch.device | str,
+    output_dir: str,
+    class_names: Sequence[str],
+    training_log: str,
+    figure_case: int | None,
+) -> list[Any]:
+    """Load the weights; leave a table, files and a figure."""
+    return [
+        _loader(network, ckpt_path, device),
+        EvaluationReport(output_dir, class_names, training_log, figure_case),
+    ]
+
+
+def inference_handlers(network: nn.Module, ckpt_path: str, device: torch.device | str) -> list[Any]:
+    """Load the weights; tell every image."""
+    stats = StatsHandler(iteration_log=True, epoch_log=False, output_transform=_nothing)
+    return [_loader(network, ckpt_path, device), stats]
+
+
+def _loader(network: nn.Module, path: str, device: torch.device | str) -> CheckpointLoader:
+    place: Any = torch.device(device)  # MONAI's hint knows dictionaries only
+    return CheckpointLoader(path, {"model": network}, map_location=place)
+
+
+def _nothing(output: Any) -> None:
+    return None
+
+
+# --------------------------------------------------------------------------- several processes
+
+
+def join_processes() -> None:
+    """Join the processes that torchrun started: NCCL where there are GPUs, else Gloo."""
+    if not torch.distributed.is_initialized():
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(local_device())
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    if idist.get_rank() > 0:
+        # One voice is enough.
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+def local_device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def own_seed(seed: int) -> int:
+    """A seed for each process: with one for all, each would draw the same crops."""
+    return seed + 100_003 * idist.get_rank()
+
+
+def own_share(data: Sequence[Any], even: bool) -> list[Any]:
+    """This process's items, every n-th of them.
+
+    Args:
+        data: the same for all processes.
+        even: repeat items so that all processes have as many, as training needs.
+
+    Raises:
+        ValueError: if there are fewer items than processes.
+    """
+    count = idist.get_world_size()
+    if len(data) < count:
+        raise ValueError(f"data: expected an item for each of {count} processes, got {len(data)}")
+    shares = partition_dataset(list(data), num_partitions=count, even_divisible=even)
+    return list(shares[idist.get_rank()])
