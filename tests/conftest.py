@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -37,3 +40,10 @@ def devices(request: pytest.FixtureRequest) -> torch.device:
 def rng() -> np.random.Generator:
     """The same random numbers in every run."""
     return np.random.default_rng(20220707)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets: MONAI_SEGLOSS_DATA, or shared/data beside the checkout."""
+    data = os.environ.get("MONAI_SEGLOSS_DATA")
+    return Path(data) if data else Path(__file__).resolve().parents[2] / "shared" / "data"

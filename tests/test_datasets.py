@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -243,12 +242,12 @@ def test_missing_files_are_told_together(acdc: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def real_acdc() -> Path:
-    data = os.environ.get("MONAI_SEGLOSS_DATA")
-    root = Path(data) if data else Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not (root / "acdc17" / "training").is_dir():
-        pytest.skip(f"no acdc17/training in {root}; set MONAI_SEGLOSS_DATA to the folder of it")
-    return root / "acdc17"
+def real_acdc(real_data: Path) -> Path:
+    if not (real_data / "acdc17" / "training").is_dir():
+        pytest.skip(
+            f"no acdc17/training in {real_data}; set MONAI_SEGLOSS_DATA to the folder of it"
+        )
+    return real_data / "acdc17"
 
 
 @pytest.mark.real_data

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from monai_segloss.datasets.acdc17 import ACDC17_LABELS, acdc17_datalist
+from monai_segloss.datasets.brats18 import (
+    BRATS18_LABEL_VALUES,
+    BRATS18_LABELS,
+    BRATS18_MODALITIES,
+    brats18_datalist,
+)
+from monai_segloss.datasets.chest_xray import CHEST_XRAY_LABELS, chest_xray_datalist
+from monai_segloss.datasets.kits19 import KITS19_LABELS, kits19_datalist
 from monai_segloss.datasets.phantom import PhantomFrame, make_acdc17_phantom, phantom_heart
 
 __all__ = [
     "ACDC17_LABELS",
+    "BRATS18_LABELS",
+    "BRATS18_LABEL_VALUES",
+    "BRATS18_MODALITIES",
+    "CHEST_XRAY_LABELS",
+    "KITS19_LABELS",
     "PhantomFrame",
     "acdc17_datalist",
+    "brats18_datalist",
+    "chest_xray_datalist",
+    "kits19_datalist",
     "make_acdc17_phantom",
     "phantom_heart",
 ]

@@ -16,18 +16,27 @@ import os
 import re
 from pathlib import Path
 
+from monai_segloss.datasets._layout import (
+    SPLITS,
+    absolute,
+    check_choice,
+    check_count,
+    check_folder,
+    check_missing,
+    content_of,
+    find_volume,
+    some,
+)
+
 __all__ = ["ACDC17_LABELS", "acdc17_datalist"]
 
 ACDC17_LABELS = ("background", "RV", "Myo", "LV")
 """Label names, indexed by the label's value: RV and LV are cavities, Myo is the left myocardium."""
 
 _SECTIONS = ("training", "testing")
-_SPLITS = ("train", "validation", "all")
 _PHASES = ("ED", "ES")
-_SUFFIXES = (".nii.gz", ".nii")
 _PATIENT = re.compile(r"patient(\d+)")
 _LAYOUT = "patientNNN/{Info.cfg, patientNNN_frameFF.nii.gz, patientNNN_frameFF_gt.nii.gz}"
-_MOST_LISTED = 10
 
 
 def acdc17_datalist(
@@ -60,46 +69,28 @@ def acdc17_datalist(
             `dataset_dir` is another section than the one asked for, or if an `Info.cfg` does not
             name both frames by positive whole numbers.
     """
-    if split not in _SPLITS:
-        raise ValueError(f"split must be one of {', '.join(map(repr, _SPLITS))}, got {split!r}.")
-    if max_patients is not None and (
-        isinstance(max_patients, bool) or not isinstance(max_patients, int) or max_patients < 1
-    ):
-        raise ValueError(f"max_patients must be None or an integer >= 1, got {max_patients!r}.")
+    check_choice("split", split, SPLITS)
+    check_count("max_patients", max_patients)
 
-    folder, patients = _find_patients(_absolute(dataset_dir), section)
+    folder, patients = _find_patients(absolute(dataset_dir), section)
     chosen = [path for number, path in patients if _in_split(number, split)]
     if not chosen:
         raise ValueError(
             f"split {split!r} of {folder} is empty: it takes the "
             f"{'even' if split == 'train' else 'odd'} patient numbers, and the folder holds "
-            f"{_some([path.name for _, path in patients])}."
+            f"{some([path.name for _, path in patients])}."
         )
 
     items: list[dict[str, str | int]] = []
     missing: list[str] = []
     for patient in chosen[:max_patients]:
         items += _patient_items(patient, require_label, missing)
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} file(s) missing under {folder} (expected {_LAYOUT}; .nii does as "
-            f"well): {_some(missing)}."
-        )
+    check_missing(missing, folder, f"{_LAYOUT}; .nii does as well")
     return items
-
-
-def _absolute(folder: str | os.PathLike[str]) -> Path:
-    """ITK changes the working folder as it loads a module, under other threads' relative paths."""
-    return Path(folder).expanduser().absolute()
 
 
 def _in_split(number: int, split: str) -> bool:
     return split == "all" or (number % 2 == 0) == (split == "train")
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _list_patients(folder: Path) -> list[tuple[int, Path]]:
@@ -109,21 +100,13 @@ def _list_patients(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _find_patients(dataset_dir: Path, section: str) -> tuple[Path, list[tuple[int, Path]]]:
-    if not dataset_dir.exists():
-        raise FileNotFoundError(
-            f"dataset_dir {dataset_dir} does not exist; expected a folder with {section}/{_LAYOUT}."
-        )
-    if not dataset_dir.is_dir():
-        raise NotADirectoryError(
-            f"dataset_dir {dataset_dir} is a file; expected a folder with {section}/{_LAYOUT}."
-        )
+    check_folder(dataset_dir, f"{section}/{_LAYOUT}")
     nested = dataset_dir / section
     folder = nested if nested.is_dir() else dataset_dir
     patients = _list_patients(folder)
     if not patients:
-        found = _some(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise FileNotFoundError(
-            f"no patientNNN folder in {folder}, which holds {found}; expected "
+            f"no patientNNN folder in {folder}, which holds {content_of(folder)}; expected "
             f"{section}/{_LAYOUT} under dataset_dir {dataset_dir}."
         )
     # Training patients handed out as "testing" would be a silent leak.
@@ -146,21 +129,11 @@ def _patient_items(
     items: list[dict[str, str | int]] = []
     for frame, phase in sorted((frame, phase) for phase, frame in _read_phases(info).items()):
         stem = f"{patient.name}_frame{frame:02d}"
-        item: dict[str, str | int] = {"image": _find_volume(patient, stem, missing)}
+        item: dict[str, str | int] = {"image": find_volume(patient, stem, missing)}
         if require_label:
-            item["label"] = _find_volume(patient, f"{stem}_gt", missing)
+            item["label"] = find_volume(patient, f"{stem}_gt", missing)
         items.append({**item, "patient": patient.name, "frame": frame, "phase": phase})
     return items
-
-
-def _find_volume(patient: Path, stem: str, missing: list[str]) -> str:
-    """Path of the volume; the empty string, and an entry in `missing`, where there is none."""
-    for suffix in _SUFFIXES:
-        # is_file: one repackaged release holds folders named *.nii.
-        if (path := patient / f"{stem}{suffix}").is_file():
-            return str(path)
-    missing.append(f"{patient.name}/{stem}{_SUFFIXES[0]}")
-    return ""
 
 
 def _read_phases(info: Path) -> dict[str, int]:
