@@ -1,4 +1,4 @@
-"""Ignite handlers for MONAI's engines: resuming, a log to look at, distances in millimetres."""
+"""Ignite handlers for MONAI's engines: resuming, a log to look at, and every score by name."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from monai.handlers import HausdorffDistance, from_engine
+from monai.handlers import (
+    HausdorffDistance,
+    IgniteMetricHandler,
+    MeanDice,
+    MeanIoUHandler,
+    from_engine,
+)
+from monai.metrics import SurfaceDiceMetric
+from monai.utils import MetricReduction, ensure_tuple
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,8 +33,20 @@ from tqdm import tqdm
 
 from monai_segloss.files import replacing
 from monai_segloss.losses import WeightedSumLoss
+from monai_segloss.metrics import PixelAccuracyMetric, StepwiseIoUMetric
 
-__all__ = ["Checkpointing", "HausdorffDistanceMM", "TrainingLog", "read_log", "saved_epochs"]
+__all__ = [
+    "METRIC_NAMES",
+    "Checkpointing",
+    "HausdorffDistanceMM",
+    "PixelAccuracy",
+    "StepwiseIoU",
+    "SurfaceDiceMM",
+    "TrainingLog",
+    "read_log",
+    "saved_epochs",
+    "segmentation_metrics",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -333,19 +354,205 @@ class HausdorffDistanceMM(HausdorffDistance):
         Args:
             output: predictions and labels, one-hot, each a list of channel-first MetaTensors.
         """
-        predictions, labels = output
-        for prediction, label in zip(predictions, labels, strict=True):
-            spacing = [float(v) for v in label.pixdim[: label.ndim - 1]]
-            with warnings.catch_warnings():
-                # An absent class is reported with the results, not in the middle of them.
-                warnings.filterwarnings("ignore", "the (prediction|ground truth) of class")
-                self.metric_fn(prediction[None], label[None], spacing=spacing)
+        for prediction, label, spacing in _cases_in_mm(output):
+            with _quiet_about_absent_classes():
+                self.metric_fn(prediction, label, spacing=spacing)
         self._is_reduced = False
 
 
 def _mean_over_processes(value: float) -> float:
     # all_reduce gives a number back as it took it.
     return float(idist.all_reduce(value)) / idist.get_world_size()
+
+
+class SurfaceDiceMM(IgniteMetricHandler):
+    """Surface Dice (normalised surface distance) at a tolerance in millimetres.
+
+    MONAI's ``SurfaceDiceMetric`` with each case's own spacing, read from the label's affine: the
+    share of both surfaces that lies within the tolerance of the other one. By default a surface is
+    its voxels, each of which counts the same; ``use_subvoxels=True`` weighs them by the area of the
+    surface through them, as Nikolov et al. 2018 do. A class absent from both prediction and label
+    is NaN and left out of the mean; absent from one of them it is 0.
+
+    Args:
+        tolerance_mm: one number for all classes, or one per class that is scored.
+        include_background: whether channel 0 of several is scored.
+        use_subvoxels: weigh surface voxels by area.
+        reduction, output_transform, save_details: as of MONAI's handlers.
+
+    Raises:
+        ValueError: on a tolerance that is negative or not finite; while evaluating, if their number
+            is not that of the classes. Labels must be MetaTensors.
+    """
+
+    def __init__(
+        self,
+        tolerance_mm: float | Sequence[float],
+        include_background: bool = False,
+        use_subvoxels: bool = False,
+        reduction: MetricReduction | str = MetricReduction.MEAN,
+        output_transform: Callable[[Any], Any] = lambda x: x,
+        save_details: bool = True,
+    ) -> None:
+        self.same_for_all = not isinstance(tolerance_mm, Sequence)
+        self.tolerance_mm = [float(t) for t in ensure_tuple(tolerance_mm)]
+        if not self.tolerance_mm or not all(math.isfinite(t) and t >= 0 for t in self.tolerance_mm):
+            raise ValueError(
+                f"tolerance_mm: expected finite numbers of at least 0, got {tolerance_mm}"
+            )
+        self.surface_dice = SurfaceDiceMetric(
+            self.tolerance_mm,
+            include_background=include_background,
+            reduction=reduction,
+            use_subvoxels=use_subvoxels,
+        )
+        super().__init__(self.surface_dice, None, output_transform, save_details)
+
+    def update(self, output: Sequence[Tensor]) -> None:
+        """
+        Args:
+            output: predictions and labels, one-hot, each a list of channel-first MetaTensors.
+        """
+        for prediction, label, spacing in _cases_in_mm(output):
+            skipped = label.shape[1] > 1 and not self.surface_dice.include_background
+            classes = label.shape[1] - skipped
+            if self.same_for_all:
+                self.surface_dice.class_thresholds = self.tolerance_mm * classes
+            elif len(self.tolerance_mm) != classes:
+                raise ValueError(
+                    f"tolerance_mm: expected one number or {classes}, one per class, "
+                    f"got {self.tolerance_mm}"
+                )
+            with _quiet_about_absent_classes():
+                self.metric_fn(prediction, label, spacing=spacing)
+        self._is_reduced = False
+
+
+class PixelAccuracy(IgniteMetricHandler):
+    """Share of voxels whose predicted label is right, :func:`monai_segloss.metrics.pixel_accuracy`.
+
+    Its details are ``(cases, 1)``, or ``(cases, classes)`` with ``per_class``. Absent classes are
+    no special case: their voxels are right or wrong like others.
+
+    Args:
+        per_class: binary accuracy of each class instead.
+        include_background: with ``per_class``, whether channel 0 of several is scored.
+        reduction, output_transform, save_details: as of MONAI's handlers.
+    """
+
+    def __init__(
+        self,
+        per_class: bool = False,
+        include_background: bool = False,
+        reduction: MetricReduction | str = MetricReduction.MEAN,
+        output_transform: Callable[[Any], Any] = lambda x: x,
+        save_details: bool = True,
+    ) -> None:
+        metric = PixelAccuracyMetric(per_class, include_background, reduction)
+        super().__init__(metric, None, output_transform, save_details)
+
+
+class StepwiseIoU(IgniteMetricHandler):
+    """The chest X-ray study's IoU score, :func:`monai_segloss.metrics.stepwise_iou`.
+
+    floor(20 (IoU - 0.45)) / 10 of each image, not below 0, and then the mean: 1.1 at best. A class
+    absent from both prediction and label gives 1, absent from one of them 0.
+
+    Args:
+        include_background: whether channel 0 of several is scored.
+        reduction, output_transform, save_details: as of MONAI's handlers.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = False,
+        reduction: MetricReduction | str = MetricReduction.MEAN,
+        output_transform: Callable[[Any], Any] = lambda x: x,
+        save_details: bool = True,
+    ) -> None:
+        metric = StepwiseIoUMetric(include_background, reduction)
+        super().__init__(metric, None, output_transform, save_details)
+
+
+METRIC_NAMES = (
+    "dice",
+    "iou",
+    "hausdorff_mm",
+    "hausdorff95_mm",
+    "surface_dice",
+    "pixel_accuracy",
+    "stepwise_iou",
+)
+"""The names that :func:`segmentation_metrics` knows."""
+
+
+def segmentation_metrics(
+    names: Sequence[str],
+    include_background: bool = False,
+    tolerance_mm: float | Sequence[float] = 1.0,
+) -> dict[str, IgniteMetricHandler]:
+    """Handlers by name, ready to be the metrics of a MONAI evaluator.
+
+    Each scores every case by itself, as the papers do, and the mean is over classes and then over
+    cases; the scores of each case are kept in the engine's ``metric_details``. An evaluator's
+    output holds ``pred`` and ``label``: one-hot, or one binary channel, and MetaTensors.
+
+    =================  =================================================  ==========  ============
+    name               what it is                                         absent from absent from
+                                                                          label only  both
+    =================  =================================================  ==========  ============
+    ``dice``           MONAI's ``MeanDice``                               left out    left out
+    ``iou``            MONAI's ``MeanIoUHandler``                         left out    left out
+    ``hausdorff_mm``   :class:`HausdorffDistanceMM`                       not finite  left out
+    ``hausdorff95_mm`` likewise, its 95th percentile                      not finite  left out
+    ``surface_dice``   :class:`SurfaceDiceMM` at ``tolerance_mm``         0           left out
+    ``pixel_accuracy`` :class:`PixelAccuracy` of all classes together     counts      counts
+    ``stepwise_iou``   :class:`StepwiseIoU`                               0           1
+    =================  =================================================  ==========  ============
+
+    Absent from the prediction only: 0, for the Hausdorff distances not finite, and for the pixel
+    accuracy counted. "Left out" is NaN in the details.
+
+    Args:
+        names: of :data:`METRIC_NAMES`; their order is kept.
+        include_background: whether channel 0 of several is scored.
+        tolerance_mm: of ``surface_dice``, for all classes or one per class.
+
+    Raises:
+        ValueError: on an unknown name or one that comes twice.
+    """
+    if isinstance(names, str) or len(set(names)) < len(names) or set(names) - set(METRIC_NAMES):
+        raise ValueError(
+            f"names: expected names out of {', '.join(METRIC_NAMES)}, each once, got {names!r}"
+        )
+    common: dict[str, Any] = {
+        "include_background": include_background,
+        "output_transform": from_engine(["pred", "label"]),
+    }
+    makers: dict[str, Callable[[], IgniteMetricHandler]] = {
+        "dice": lambda: MeanDice(**common),
+        "iou": lambda: MeanIoUHandler(**common),
+        "hausdorff_mm": lambda: HausdorffDistanceMM(**common),
+        "hausdorff95_mm": lambda: HausdorffDistanceMM(percentile=95, **common),
+        "surface_dice": lambda: SurfaceDiceMM(tolerance_mm, **common),
+        "pixel_accuracy": lambda: PixelAccuracy(**common),
+        "stepwise_iou": lambda: StepwiseIoU(**common),
+    }
+    return {name: makers[name]() for name in names}
+
+
+def _cases_in_mm(output: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, list[float]]]:
+    """Each case as a batch of one, with its voxel size in mm."""
+    for prediction, label in zip(*output, strict=True):
+        yield prediction[None], label[None], [float(v) for v in label.pixdim[: label.ndim - 1]]
+
+
+@contextmanager
+def _quiet_about_absent_classes() -> Iterator[None]:
+    """An absent class is reported with the results, not in the middle of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the (prediction|ground truth) of class")
+        yield
 
 
 def _is_number(value: Any) -> bool:

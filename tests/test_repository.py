@@ -33,6 +33,7 @@ ROOMS = (
     "losses",
     "schedule",
     "datasets",
+    "metrics",
     "handlers",
     "report",
     "bundle_parts",
