@@ -25,6 +25,7 @@ from monai.transforms import (
     Compose,
     ConcatItemsd,
     Invertd,
+    Lambdad,
     LoadImaged,
     MapLabelValued,
     RandAdjustContrastd,
@@ -35,11 +36,13 @@ from monai.transforms import (
     RandScaleIntensityd,
     RandSpatialCropSamplesd,
     SaveImaged,
+    ScaleIntensityRanged,
     SelectItemsd,
     SqueezeDimd,
     Transform,
 )
-from torch import nn
+from monai.utils import ensure_tuple
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import _LRScheduler
 
@@ -56,12 +59,14 @@ __all__ = [
     "inference_handlers",
     "join_processes",
     "load_nifti",
+    "load_xray",
     "local_device",
     "on_label_grid",
     "own_seed",
     "own_share",
     "packed",
     "saved_labels",
+    "saved_mask",
     "slice_samples",
 ]
 
@@ -77,6 +82,27 @@ def load_nifti(keys: str | Sequence[str]) -> list[Transform]:
         LoadImaged(keys, reader="ITKReader", ensure_channel_first=True, image_only=True),
         SameGridd(keys),
     ]
+
+
+def load_xray(keys: str | Sequence[str], label: str = "label") -> list[Transform]:
+    """Read X-rays and lung masks through ITK, as one channel each.
+
+    An image in colours is averaged. A mask may be several files, of one lung each; lung is what is
+    brighter than half of 255 in any of them.
+    """
+    names = ensure_tuple(keys)
+    load = LoadImaged(names, reader="ITKReader", ensure_channel_first=True, image_only=True)
+    images = [name for name in names if name != label]
+    masks = [Lambdad(label, _union_of_masks)] if label in names else []
+    return [load, Lambdad(images, _grey), *masks]
+
+
+def _grey(image: Tensor) -> Tensor:
+    return image.mean(0, keepdim=True)
+
+
+def _union_of_masks(mask: Tensor) -> Tensor:
+    return (mask.amax(0, keepdim=True) > 127).to(torch.uint8)
 
 
 def slice_samples(
@@ -178,12 +204,35 @@ def saved_labels(
     )
 
 
+def saved_mask(preprocessing: Compose, output_dir: str) -> Compose:
+    """For inference: one binary channel as PNG, 0 and 255, at each image's own size."""
+    return Compose(
+        [
+            Activationsd("pred", sigmoid=True),
+            _inverted(preprocessing),
+            AsDiscreted("pred", threshold=0.5),
+            ScaleIntensityRanged("pred", 0, 1, 0, 255),
+            SaveImaged(
+                "pred",
+                output_dir=output_dir,
+                output_postfix="pred",
+                output_ext=".png",
+                output_dtype=np.uint8,
+                writer="PILWriter",
+                resample=False,
+                separate_folder=False,
+            ),
+        ]
+    )
+
+
 def _on_own_grid(preprocessing: Compose) -> list[Transform]:
-    return [
-        Activationsd("pred", softmax=True),
-        # Scores, not labels, are resampled.
-        Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True),
-    ]
+    return [Activationsd("pred", softmax=True), _inverted(preprocessing)]
+
+
+def _inverted(preprocessing: Compose) -> Transform:
+    # Scores, not labels, are resampled.
+    return Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
 
 
 # --------------------------------------------------------------------------- handlers

@@ -13,7 +13,7 @@ from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.data.meta_obj import get_track_meta
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapLabelValue, MapTransform, Transform
 from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import TransformBackends
 from torch import Tensor
@@ -22,6 +22,9 @@ from monai_segloss.distance import Spacing, as_spacing
 from monai_segloss.maps import check_options, region_wise_map
 
 __all__ = [
+    "LabelClassesD",
+    "LabelClassesDict",
+    "LabelClassesd",
     "RegionWiseMap",
     "RegionWiseMapD",
     "RegionWiseMapDict",
@@ -206,6 +209,43 @@ def _read_to_the_end(path: str) -> None:
         raise ValueError(f"{path}: expected a whole NIfTI file, got an error: {error}") from error
 
 
+class LabelClassesd(MapTransform):
+    """Turn the values of a label file into classes, and stop at a value that stands for none.
+
+    Args:
+        keys: keys of labels.
+        label_values: value in the file -> class.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        ValueError: naming the file and its unknown values.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_values: Mapping[int, int],
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_values = {int(value): int(c) for value, c in label_values.items()}
+        self.mapper = MapLabelValue(list(self.label_values), list(self.label_values.values()))
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Any]:
+        out: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(out):
+            found = torch.unique(torch.as_tensor(data[key])).tolist()
+            unknown = [value for value in found if value not in self.label_values]
+            if unknown:
+                raise ValueError(
+                    f"{key} ({_file_of(data[key])}): expected the values "
+                    f"{', '.join(map(str, self.label_values))}, got "
+                    f"{', '.join(f'{value:g}' for value in unknown[:10])} too"
+                )
+            out[key] = self.mapper(data[key])
+        return out
+
+
 class SameGridd(MapTransform):
     """Stop if images that belong together do not lie on the same grid.
 
@@ -261,5 +301,6 @@ def _file_of(image: Tensor) -> str:
 
 
 RegionWiseMapD = RegionWiseMapDict = RegionWiseMapd
+LabelClassesD = LabelClassesDict = LabelClassesd
 SameGridD = SameGridDict = SameGridd
 WholeNiftiD = WholeNiftiDict = WholeNiftid

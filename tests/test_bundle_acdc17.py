@@ -49,7 +49,7 @@ from monai_segloss.maps import MAP_KINDS
 from monai_segloss.schedule import get_schedule
 
 FOREGROUND = ACDC17_LABELS[1:]
-METRICS = ("dice", "hausdorff_mm", "hausdorff95_mm")
+METRICS = ("dice", "iou", "hausdorff_mm", "hausdorff95_mm", "surface_dice")
 
 # A network that has hardly trained leaves classes out, of which MONAI's distances warn.
 pytestmark = pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class")
