@@ -1,4 +1,4 @@
-"""The phantom: the same seed gives the same arrays, the anatomy holds, no half patient is read."""
+"""The hearts: the same seed gives the same arrays, the anatomy holds, no half patient is read."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def _draw_tissue(rng: np.random.Generator, brain: _Brain) -> NDArray[np.uint8]:
 
     # Tubes run where two fields of noise cross zero.
     first, second = (smooth_noise(rng, shape, (9 * scale,) * 3) for _ in range(2))
-    tubes = np.hypot(first, second) < 0.22
+    tubes = np.hypot(first, second) < 0.27
     tissue[tubes & (brain.depth < 24)] = _Tissue.VESSEL
     spots = smooth_noise(rng, shape, (2.5 * scale,) * 3)
     tissue[(tissue == _Tissue.WHITE) & (spots > rng.uniform(2.3, 3.0))] = _Tissue.LESION
@@ -226,6 +226,7 @@ def _add_tumour(rng: np.random.Generator, brain: _Brain, tissue: NDArray[np.uint
     core = largest_part((core_rho < 1) & ndimage.binary_erosion(inside, cube))
     # The rim is thick here and thin there, and at least a voxel wide.
     width = rim / inner * (1 + 0.5 * smooth_noise(rng, shape, (0.3 * inner * scale,) * 3))
+    width = np.minimum(width, 0.5)
     necrosis = largest_part((core_rho < 1 - width) & ndimage.binary_erosion(core, cube))
     spread = blob(0.25 * (outer - inner), outer, 0.2, 0.3)
     # Oedema follows white matter and spares cortex and fluid.
