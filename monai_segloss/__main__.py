@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from monai_segloss import __version__
 from monai_segloss.bundle import bundle_names, copy_bundle
-from monai_segloss.datasets import make_acdc17_phantom
+from monai_segloss.datasets import (
+    make_acdc17_phantom,
+    make_brats18_phantom,
+    make_chest_xray_phantom,
+    make_kits19_phantom,
+)
 from monai_segloss.demo import run_demo
 from monai_segloss.losses import TAXONOMY
+
+PHANTOMS: dict[str, Callable[..., Path]] = {
+    "acdc17": make_acdc17_phantom,
+    "brats18": make_brats18_phantom,
+    "kits19": make_kits19_phantom,
+    "chest_xray": make_chest_xray_phantom,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,9 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
 
-    phantom = commands.add_parser("phantom", help="generate hearts in ACDC's folder layout")
-    phantom.add_argument("output", help="folder to write training/patientNNN to")
-    phantom.add_argument("--patients", type=int, default=12)
+    phantom = commands.add_parser("phantom", help="generate data in a data set's folder layout")
+    phantom.add_argument("output", help="folder to write to, the data set's dataset_dir")
+    phantom.add_argument("--dataset", choices=PHANTOMS, default="acdc17")
+    phantom.add_argument("--patients", type=int, default=12, help="or images, of chest_xray")
     phantom.add_argument("--seed", type=int, default=0)
     phantom.set_defaults(run=_phantom)
 
@@ -74,7 +88,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _phantom(options: argparse.Namespace) -> None:
-    print(make_acdc17_phantom(options.output, num_patients=options.patients, seed=options.seed))
+    # The second argument is the number of cases: patients of one, images of another.
+    print(PHANTOMS[options.dataset](options.output, options.patients, options.seed))
 
 
 def _losses(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The phantom: the same seed gives the same arrays, the anatomy holds, no half patient is read."""
+"""The hearts: the same seed gives the same arrays, the anatomy holds, no half patient is read."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_resume_after_a_kill(written: Path, tmp_path: Path) -> None:
 
 
 def test_failure_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = phantom._write_volume
+    write = phantom.write_volume
     calls: list[str] = []
 
     def fail_in_second_patient(path: Path, *args: object) -> None:
@@ -236,7 +236,7 @@ def test_failure_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         write(path, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(phantom, "_write_volume", fail_in_second_patient)
+        patch.setattr(phantom, "write_volume", fail_in_second_patient)
         with pytest.raises(OSError, match="No space left"):
             make(tmp_path)
     assert [path.name for path in (tmp_path / "training").iterdir()] == ["patient001"]

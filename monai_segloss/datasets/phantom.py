@@ -8,13 +8,8 @@ voxel spacing, which differs by case, matters. The labels are exact; they are no
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -23,11 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from tqdm import tqdm
+
+from monai_segloss.datasets._phantom_draw import FloatArray, largest_part, smooth_noise
+from monai_segloss.datasets._phantom_files import (
+    Recipe,
+    check_at_least,
+    check_seed,
+    write_folders,
+    write_volume,
+)
 
 __all__ = ["PhantomFrame", "make_acdc17_phantom", "phantom_heart"]
 
-FloatArray = NDArray[np.float32]
 TissueArray = NDArray[np.uint8]
 Point = tuple[float, float]
 
@@ -38,7 +40,6 @@ _FRAMES_PER_CYCLE = 30
 _OVERSAMPLING = 2  # In-plane samples per voxel side.
 _SUBSLICES = 5
 _BLUR = 0.55  # Standard deviation of the in-plane point spread, voxels.
-_RECORD = "phantom.json"
 _VOLUMES = 4  # Image and label of two frames.
 
 
@@ -185,8 +186,7 @@ def phantom_heart(
 
 
 def _check_sizes(size: int, num_slices: int | None) -> None:
-    if size < _MIN_SIZE:
-        raise ValueError(f"size must be at least {_MIN_SIZE} voxels, got {size}.")
+    check_at_least("size", size, _MIN_SIZE, " voxels")
     if num_slices is not None and num_slices < _MIN_SLICES:
         raise ValueError(f"num_slices must be None or at least {_MIN_SLICES}, got {num_slices}.")
 
@@ -322,7 +322,7 @@ def _draw_thorax(
     aorta_radius, aorta_wall = unit * rng.uniform(0.28, 0.42), rng.uniform(1.5, 4)
 
     grain = 5 * _OVERSAMPLING / grid.spacing[0]
-    clutter = _smooth_noise(rng, (grid.shape[2], *rho.shape), (0.7, grain, grain))
+    clutter = smooth_noise(rng, (grid.shape[2], *rho.shape), (0.7, grain, grain))
 
     slices = []
     for z, noise in zip(grid.heights, clutter, strict=True):
@@ -361,18 +361,10 @@ def _draw_shading(rng: np.random.Generator, grid: _Grid, heart: _Heart) -> Float
     reach += np.float32(rng.uniform(0.5, 0.9))
     reach /= reach.mean()
     voxel = grid.spacing[0]
-    coarse = _smooth_noise(rng, grid.shape, (12 / voxel, 12 / voxel, 1))
-    fine = _smooth_noise(rng, grid.shape, (2.5 / voxel, 2.5 / voxel, 0.4))
+    coarse = smooth_noise(rng, grid.shape, (12 / voxel, 12 / voxel, 1))
+    fine = smooth_noise(rng, grid.shape, (2.5 / voxel, 2.5 / voxel, 0.4))
     uneven = np.exp(rng.uniform(0.02, 0.06) * coarse + rng.uniform(0.03, 0.08) * fine)
     return np.asarray(reach[..., None] * uneven, np.float32)
-
-
-def _smooth_noise(
-    rng: np.random.Generator, shape: tuple[int, ...], sigma: tuple[float, ...]
-) -> FloatArray:
-    """Gaussian noise of unit variance, correlated over `sigma` samples."""
-    noise = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), sigma, mode="wrap")
-    return np.asarray(noise / noise.std(), np.float32)
 
 
 # Geometry ---------------------------------------------------------------------------------------
@@ -512,7 +504,7 @@ def _expose(
 
 
 def _add_rician_noise(rng: np.random.Generator, clean: FloatArray, sigma: float) -> FloatArray:
-    real, imaginary = (sigma * _smooth_noise(rng, clean.shape, (0.4, 0.4, 0)) for _ in range(2))
+    real, imaginary = (sigma * smooth_noise(rng, clean.shape, (0.4, 0.4, 0)) for _ in range(2))
     return np.asarray(np.hypot(clean + real, imaginary), np.float32)
 
 
@@ -524,18 +516,11 @@ def _draw_label(grid: _Grid, heart: _Heart, phase: _Phase) -> NDArray[np.uint8]:
     for k, z in enumerate(grid.heights):
         cut = _LABEL_OF[_paint_heart(empty, x, y, z, heart.slice_shift[k], heart, phase)]
         # The crescent's tips are thinner than a voxel, which leaves single voxels there.
-        cut[(cut == 1) & ~_largest_part(cut == 1)] = 0
+        cut[(cut == 1) & ~largest_part(cut == 1)] = 0
         # So may the muscle be, in a heart shrunk to a small field of view.
         cut[ndimage.binary_dilation(cut == 3) & (cut != 3)] = 2
         label[..., k] = cut
     return label
-
-
-def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    parts, _ = ndimage.label(mask)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return np.asarray(mask & (parts == sizes.argmax()))
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -573,72 +558,32 @@ def make_acdc17_phantom(
         ValueError: if a number is out of range.
     """
     _check_sizes(size, num_slices)
-    if num_patients < 1:
-        raise ValueError(f"num_patients must be at least 1, got {num_patients}.")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}.")
+    check_at_least("num_patients", num_patients, 1)
+    check_seed(seed)
     out_dir = Path(out_dir).expanduser()
-    recipe = {"format": _FORMAT, "seed": seed, "size": size, "num_slices": num_slices}
+    recipe: Recipe = {"format": _FORMAT, "seed": seed, "size": size, "num_slices": num_slices}
     folders = {
         index: out_dir / "training" / f"patient{index:03d}" for index in range(1, num_patients + 1)
     }
-    todo = {index: folder for index, folder in folders.items() if not _is_done(folder, recipe)}
-    for index, folder in tqdm(todo.items(), desc="phantom", unit="patient", disable=not progress):
-        rng = np.random.default_rng([seed, index])
+
+    def write(folder: Path, name: str, rng: np.random.Generator) -> None:
         frames = phantom_heart(rng, size, num_slices)
-        with _whole_folder(folder, recipe) as partial:
-            _write_patient(partial, folder.name, frames, int(rng.integers(7, 16)), recipe)
+        _write_patient(folder, name, frames, int(rng.integers(7, 16)))
+
+    write_folders(folders, recipe, _VOLUMES, write, progress)
     return out_dir
 
 
-def _is_done(folder: Path, recipe: dict[str, int | None]) -> bool:
-    if not folder.exists():
-        return False
-    record = folder / _RECORD
-    found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-    if found != recipe:
-        raise FileExistsError(
-            f"{folder} exists and is not of this phantom: {_RECORD} should say {recipe}, it "
-            + (f"says {found}" if found is not None else "is absent")
-            + ". Choose another folder, or delete this one."
-        )
-    volumes = len(list(folder.glob("*.nii.gz")))
-    if volumes < _VOLUMES:
-        raise FileExistsError(
-            f"{folder} lost files: it holds {volumes} of {_VOLUMES} volumes. Delete it to have it "
-            "made again."
-        )
-    return True
-
-
-@contextmanager
-def _whole_folder(folder: Path, recipe: dict[str, int | None]) -> Iterator[Path]:
-    """A hidden sibling to write to, which becomes `folder` if all goes well, else is removed."""
-    partial = folder.with_name(f".{folder.name}.partial-{uuid.uuid4().hex[:8]}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            # Another process may have finished the same patient meanwhile; that one is as good.
-            if not _is_done(folder, recipe):
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _write_patient(
-    folder: Path,
-    name: str,
-    frames: tuple[PhantomFrame, PhantomFrame],
-    es_frame: int,
-    recipe: dict[str, int | None],
+    folder: Path, name: str, frames: tuple[PhantomFrame, PhantomFrame], es_frame: int
 ) -> None:
     ed, es = frames
     for number, frame in ((1, ed), (es_frame, es)):
-        _write_volume(folder / f"{name}_frame{number:02d}.nii.gz", frame.image, frame.spacing)
-        _write_volume(folder / f"{name}_frame{number:02d}_gt.nii.gz", frame.label, frame.spacing)
+        x, y, z = frame.spacing
+        # As ACDC's files: the identity in the coordinates of DICOM and ITK.
+        affine = np.diag([-x, -y, z, 1])
+        write_volume(folder / f"{name}_frame{number:02d}.nii.gz", frame.image, affine)
+        write_volume(folder / f"{name}_frame{number:02d}_gt.nii.gz", frame.label, affine)
     info = {
         "ED": 1,
         "ES": es_frame,
@@ -649,14 +594,3 @@ def _write_patient(
     }
     lines = "".join(f"{key}: {value}\n" for key, value in info.items())
     (folder / "Info.cfg").write_text(lines, encoding="utf-8")
-    (folder / _RECORD).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
-
-
-def _write_volume(path: Path, array: NDArray[Any], spacing: tuple[float, float, float]) -> None:
-    import itk  # Slow to import, and reading a datalist does not need it.
-
-    # ITK's arrays run (z, y, x).
-    image = itk.image_from_array(np.ascontiguousarray(array.T))
-    image.SetSpacing(spacing)
-    image.SetOrigin((0.0, 0.0, 0.0))
-    itk.imwrite(image, str(path), compression=True)
