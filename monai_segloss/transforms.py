@@ -264,10 +264,14 @@ class LoadMapd(MapTransform):
         return out
 
     def _map_of(self, key: Hashable, label: Tensor) -> Tensor:
-        if not isinstance(label, MetaTensor) or "filename_or_obj" not in label.meta:
+        if (
+            not isinstance(label, MetaTensor)
+            or "filename_or_obj" not in label.meta
+            or not get_track_meta()
+        ):
             raise ValueError(
-                f"{key}: expected a label that LoadImaged loaded, with the name of its file, got "
-                f"{type(label).__name__}"
+                f"{key}: expected a label that LoadImaged loaded, with its metadata tracked, got "
+                f"{type(label).__name__} without"
             )
         file = str(label.meta["filename_or_obj"])
         path = map_path(file, self.label_dir, self.map_dir, self.recipe["kind"])
@@ -285,8 +289,6 @@ class LoadMapd(MapTransform):
             )
         check_whole_nifti(path)
         found = self._on_the_grid_of(key, label, self._load(path, record, label))
-        if not get_track_meta():
-            return found
         return MetaTensor(found, meta=label.meta, applied_operations=label.applied_operations)
 
     def _load(
