@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai_segloss import __version__
 from monai_segloss.bundle import bundle_names, copy_bundle
@@ -17,6 +19,8 @@ from monai_segloss.datasets import (
 )
 from monai_segloss.demo import run_demo
 from monai_segloss.losses import TAXONOMY
+from monai_segloss.maps import MAP_KINDS
+from monai_segloss.precompute import precompute_maps
 
 PHANTOMS: dict[str, Callable[..., Path]] = {
     "acdc17": make_acdc17_phantom,
@@ -62,6 +66,51 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--seed", type=int, default=0)
     phantom.set_defaults(run=_phantom)
 
+    maps = commands.add_parser(
+        "maps", help="compute the maps of all labels below a folder, ahead of training"
+    )
+    maps.add_argument("labels", metavar="IN", help="folder of label files: NIfTI or PNG")
+    maps.add_argument("output", metavar="OUT", help="folder for the maps, laid out as IN is")
+    maps.add_argument("--kind", default="rrw", choices=MAP_KINDS)
+    maps.add_argument(
+        "--num-classes",
+        type=int,
+        help="background included; known without from --threshold or --label-values",
+    )
+    maps.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=_option,
+        metavar="KEY=VALUE",
+        help="an option of the kind, e.g. sigma=3; as often as needed",
+    )
+    maps.add_argument(
+        "--pattern", help="which files are labels, e.g. '**/*_gt.nii.gz'; all by default"
+    )
+    maps.add_argument(
+        "--workers", type=int, help="processes; by default as many as cores, at most 8"
+    )
+    maps.add_argument(
+        "--spacing",
+        type=_spacing,
+        default="affine",
+        metavar="affine|voxels|X,Y,Z",
+        help="voxel size: each file's own (default), none, or the same for all, in mm",
+    )
+    maps.add_argument(
+        "--label-values",
+        type=_label_values,
+        metavar="VALUE:CLASS,...",
+        help="the classes of the file's values, e.g. 1:1,2:2,4:3; 0 is background",
+    )
+    maps.add_argument("--threshold", type=float, help="a mask's values above it are class 1")
+    maps.add_argument(
+        "--dense", action="store_true", help="a channel for each class, as a 4D image"
+    )
+    maps.add_argument("--overwrite", action="store_true", help="make anew what was made otherwise")
+    maps.set_defaults(run=_maps)
+
     losses = commands.add_parser("losses", help="list the losses by name")
     losses.set_defaults(run=_losses)
 
@@ -90,6 +139,58 @@ def _demo(options: argparse.Namespace) -> None:
 def _phantom(options: argparse.Namespace) -> None:
     # The second argument is the number of cases: patients of one, images of another.
     print(PHANTOMS[options.dataset](options.output, options.patients, options.seed))
+
+
+def _maps(options: argparse.Namespace) -> None:
+    run = precompute_maps(
+        options.labels,
+        options.output,
+        options.kind,
+        options.num_classes,
+        spacing=options.spacing,
+        dense=options.dense,
+        map_options=dict(options.option),
+        label_values=options.label_values,
+        threshold=options.threshold,
+        pattern=options.pattern,
+        workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    print(f"{options.output}: {len(run.written)} maps written, {len(run.skipped)} already there")
+    if run.failed:
+        listing = "".join(f"\n  {label}: {message}" for label, message in run.failed.items())
+        raise ValueError(f"{len(run.failed)} labels without a map:{listing}")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not (key and separator):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return key, value  # a word, as in inside=shifted
+
+
+def _spacing(text: str) -> Any:
+    if text in ("affine", "voxels"):
+        return "affine" if text == "affine" else None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected affine, voxels or numbers in mm like 1,1,5, got {text!r}"
+        ) from None
+
+
+def _label_values(text: str) -> dict[int, int]:
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return {int(value): int(c) for value, c in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected VALUE:CLASS pairs like 1:1,2:2,4:3, got {text!r}"
+        ) from None
 
 
 def _losses(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ignite.distributed as idist
 import numpy as np
@@ -50,7 +50,7 @@ from monai_segloss.handlers import Checkpointing, TrainingLog
 from monai_segloss.losses import WeightedSumLoss
 from monai_segloss.report import EvaluationReport
 from monai_segloss.schedule import LossWeightSchedule
-from monai_segloss.transforms import SameGridd, WholeNiftid
+from monai_segloss.transforms import LoadMapd, RegionWiseMapd, SameGridd, WholeNiftid
 
 __all__ = [
     "TrainingHandlers",
@@ -58,6 +58,7 @@ __all__ = [
     "evaluation_handlers",
     "inference_handlers",
     "join_processes",
+    "label_map",
     "load_nifti",
     "load_xray",
     "local_device",
@@ -103,6 +104,43 @@ def _grey(image: Tensor) -> Tensor:
 
 def _union_of_masks(mask: Tensor) -> Tensor:
     return (mask.amax(0, keepdim=True) > 127).to(torch.uint8)
+
+
+def label_map(
+    kind: str,
+    num_classes: int,
+    map_options: Mapping[str, Any],
+    map_dir: str | None,
+    label_dir: str,
+    spacing: Literal["affine"] | None = "affine",
+    label_values: Mapping[int, int] | None = None,
+    threshold: float | None = None,
+) -> Transform:
+    """The label's map beside it, as ``label_map``: computed here, or read where it was computed.
+
+    Args:
+        kind, num_classes, spacing, map_options: as of ``RegionWiseMapd``.
+        map_dir: the folder that ``python -m monai_segloss maps`` made of ``label_dir``; None to
+            compute the map.
+        label_dir: the data set's folder.
+        label_values, threshold: how the bundle makes classes of a label file's values.
+    """
+    if map_dir is None:
+        return RegionWiseMapd(
+            "label", kind, num_classes, spacing=spacing, map_options=map_options, postfix="map"
+        )
+    return LoadMapd(
+        "label",
+        map_dir,
+        label_dir,
+        kind,
+        num_classes,
+        spacing=spacing,
+        map_options=map_options,
+        label_values=label_values,
+        threshold=threshold,
+        postfix="map",
+    )
 
 
 def slice_samples(

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-import gzip
+import os
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
-import nibabel
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.data.meta_obj import get_track_meta
-from monai.transforms import MapLabelValue, MapTransform, Transform
+from monai.data.utils import to_affine_nd
+from monai.transforms import (
+    LoadImage,
+    MapLabelValue,
+    MapTransform,
+    ResampleToMatch,
+    Transform,
+)
 from monai.utils import convert_to_tensor, ensure_tuple
 from monai.utils.enums import TransformBackends
 from torch import Tensor
 
 from monai_segloss.distance import Spacing, as_spacing
+from monai_segloss.map_files import (
+    MapRecord,
+    check_whole_nifti,
+    make_recipe,
+    map_path,
+    maps_command,
+    read_record,
+    recipe_differences,
+)
 from monai_segloss.maps import check_options, region_wise_map
 
 __all__ = [
     "LabelClassesD",
     "LabelClassesDict",
     "LabelClassesd",
+    "LoadMapD",
+    "LoadMapDict",
+    "LoadMapd",
     "RegionWiseMap",
     "RegionWiseMapD",
     "RegionWiseMapDict",
@@ -175,6 +192,141 @@ class RegionWiseMapd(MapTransform):
         return out
 
 
+class LoadMapd(MapTransform):
+    """The map that ``python -m monai_segloss maps`` made of a label, in place of
+    :class:`RegionWiseMapd`.
+
+    It stands wherever RegionWiseMapd may: right after the label was loaded, or after it was
+    oriented, resampled or resized, before padding and before the first random transform. It finds
+    the map by the label's file, makes sure that it is whole, of the kind and options asked for and
+    made from just this label, and brings it to the label's grid by nearest neighbour; on the
+    label's own grid it is equal to RegionWiseMapd's, bit by bit. On another grid its distances are
+    those of the label's own grid, which RegionWiseMapd would measure anew.
+
+    It stands after ``Spacingd``, not before: MONAI 1.6's ``Spacingd`` takes every key that begins
+    with ``label_`` for a dictionary of the label's metadata, and fails on ``label_map`` if the
+    label came from NIfTI. Resampled here, the map never meets it.
+
+    Args:
+        keys: keys of the labels, loaded by ``LoadImaged``.
+        map_dir: folder of the maps.
+        label_dir: folder of the labels, as they were both given to the command.
+        kind, num_classes, spacing, dense, map_options: as of :class:`RegionWiseMapd`.
+        label_values, threshold: as the command was given them, if it was; the label itself is
+            left as it is.
+        postfix: the new key is ``{key}_{postfix}``.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        FileNotFoundError: if a label has no map, with the command that makes it.
+        ValueError: if the map is damaged, or made of something else; and on a label that was not
+            loaded from a file, or has lost an axis since.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        map_dir: str | os.PathLike[str],
+        label_dir: str | os.PathLike[str],
+        kind: str = "rrw",
+        num_classes: int | None = None,
+        spacing: Spacing | Literal["affine"] = "affine",
+        dense: bool = False,
+        map_options: Mapping[str, Any] | None = None,
+        label_values: Mapping[Any, Any] | None = None,
+        threshold: float | None = None,
+        postfix: str = "map",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if not postfix:
+            raise ValueError(
+                "postfix: expected a non-empty string, got ''; the label would be lost"
+            )
+        self.map_dir = map_dir
+        self.label_dir = label_dir
+        self.recipe = make_recipe(
+            kind,
+            num_classes,
+            spacing=spacing,
+            dense=dense,
+            map_options=map_options,
+            label_values=label_values,
+            threshold=threshold,
+        )
+        self.postfix = postfix
+        self.load = LoadImage(reader="ITKReader")
+        self.resample = ResampleToMatch(mode="nearest", padding_mode="border")
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Any]:
+        """
+        Args:
+            data: labels as channel-first MetaTensors.
+
+        Returns:
+            The data, and for each label its map, float32 ``(1 or C, *spatial)``, with the label's
+            affine and history.
+        """
+        out: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(out):
+            out[f"{key}_{self.postfix}"] = self._map_of(key, data[key])
+        return out
+
+    def _map_of(self, key: Hashable, label: Tensor) -> Tensor:
+        if (
+            not isinstance(label, MetaTensor)
+            or "filename_or_obj" not in label.meta
+            or not get_track_meta()
+        ):
+            raise ValueError(
+                f"{key}: expected a label that LoadImaged loaded, with its metadata tracked, got "
+                f"{type(label).__name__} without"
+            )
+        file = str(label.meta["filename_or_obj"])
+        path = map_path(file, self.label_dir, self.map_dir, self.recipe["kind"])
+        command = maps_command(self.recipe, self.label_dir, self.map_dir)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no map of {file}; make it with: {command}")
+        record = read_record(path)
+        if record is None:
+            raise ValueError(f"{path}: expected a map of monai_segloss, got another NIfTI file")
+        differences = recipe_differences(record, self.recipe, file)
+        if differences:
+            raise ValueError(
+                f"{path}: not the map of {file} that is wanted ({differences}); make it anew with: "
+                f"{command} --overwrite"
+            )
+        check_whole_nifti(path)
+        found = self._on_the_grid_of(key, label, self._load(path, record, label))
+        return MetaTensor(found, meta=label.meta, applied_operations=label.applied_operations)
+
+    def _load(
+        self, path: str | os.PathLike[str], record: MapRecord, label: MetaTensor
+    ) -> MetaTensor:
+        """The map on its own grid, channels first."""
+        stored = self.load(path)
+        shape = record["label"]["shape"]
+        values = stored.as_tensor().reshape(*shape, -1).movedim(-1, 0)
+        affine = stored.affine
+        if not record["label"]["name"].endswith((".nii", ".nii.gz")):
+            # A picture has no place in the world but the one its reader gave it.
+            affine = torch.as_tensor(label.meta.get("original_affine", torch.eye(4)))
+        return MetaTensor(values, affine=_affine_of(affine, len(shape)))
+
+    def _on_the_grid_of(self, key: Hashable, label: MetaTensor, stored: Any) -> Tensor:
+        if label.ndim != stored.ndim:
+            raise ValueError(
+                f"{key}: expected {stored.ndim - 1} spatial axes, as in the label's file, got "
+                f"shape {tuple(label.shape)}; load the map before an axis goes"
+            )
+        affine = _affine_of(label.affine, label.ndim - 1)
+        same = label.shape[1:] == stored.shape[1:]
+        if not (same and torch.allclose(affine, stored.affine, rtol=0, atol=1e-4)):
+            target = MetaTensor(label.as_tensor(), affine=affine)
+            stored = self.resample(stored.to(label.device), target)
+        return torch.as_tensor(stored.as_tensor()).to(label.device)
+
+
 class WholeNiftid(MapTransform):
     """Stop before a NIfTI file that ends too early or is damaged; ITK reads it without a word.
 
@@ -192,21 +344,8 @@ class WholeNiftid(MapTransform):
         for key in self.key_iterator(dict(data)):
             for path in ensure_tuple(data[key]):
                 if str(path).endswith((".nii", ".nii.gz")):
-                    _read_to_the_end(str(path))
+                    check_whole_nifti(path)
         return dict(data)
-
-
-def _read_to_the_end(path: str) -> None:
-    try:
-        image: Any = nibabel.load(path)
-        np.asanyarray(image.dataobj)
-        if path.endswith(".gz"):
-            # The checksum comes after the last voxel.
-            with gzip.open(path) as file:
-                while file.read(1 << 20):
-                    pass
-    except Exception as error:
-        raise ValueError(f"{path}: expected a whole NIfTI file, got an error: {error}") from error
 
 
 class LabelClassesd(MapTransform):
@@ -286,6 +425,11 @@ class SameGridd(MapTransform):
                 )
 
 
+def _affine_of(affine: Any, axes: int) -> Tensor:
+    """An affine of this many axes, float64 on the CPU."""
+    return torch.as_tensor(to_affine_nd(axes, torch.as_tensor(affine).double().cpu()))
+
+
 def _corners(image: MetaTensor) -> Tensor:
     """Positions of the grid's corner voxels in mm, ``(corners, axes)``."""
     size, affine = image.shape[1:], image.affine.double().cpu()
@@ -300,6 +444,7 @@ def _file_of(image: Tensor) -> str:
     return "no file"
 
 
+LoadMapD = LoadMapDict = LoadMapd
 RegionWiseMapD = RegionWiseMapDict = RegionWiseMapd
 LabelClassesD = LabelClassesDict = LabelClassesd
 SameGridD = SameGridDict = SameGridd
