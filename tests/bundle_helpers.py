@@ -20,6 +20,8 @@ from monai_segloss.bundle import bundle_path
 CONFIGS = bundle_path("acdc17") / "configs"
 METADATA = CONFIGS / "metadata.json"
 
+# A GPU, where there is one, would only change rounding.
+CPU = "$torch.device('cpu')"
 NETWORK: dict[str, Any] = {"width": 4, "levels": 5}
 GRID: dict[str, Any] = {"spacing": [2.0, 2.0], "patch_size": [64, 64]}
 TINY: dict[str, Any] = {
@@ -31,26 +33,43 @@ TINY: dict[str, Any] = {
     "max_epochs": 2,
     "learning_rate": 0.01,
     "num_workers": 0,
-    # A GPU, where there is one, would only change rounding.
-    "device": "$torch.device('cpu')",
+    "device": CPU,
 }
 
 
-def raw_config(name: str) -> dict[str, Any]:
+_BATCHES = {"batch_size": 2, "max_epochs": 2, "learning_rate": 0.01, "num_workers": 0}
+_SLICES = {**NETWORK, **_BATCHES, "slices_per_volume": 2, "epoch_length": 2, "device": CPU}
+TINY_OF: dict[str, dict[str, Any]] = {
+    "acdc17": TINY,
+    "brats18": {**_SLICES, "patch_size": [64, 64]},
+    "kits19": {**_SLICES, "patch_size": [64, 64], "slice_size": [64, 64]},
+    "chest_xray": {**_BATCHES, "width": 4, "image_size": [64, 64], "device": CPU},
+}
+"""The tiny settings of every bundle."""
+
+
+def raw_config(name: str, bundle: str = "acdc17") -> dict[str, Any]:
     """A config as it is written, nothing resolved."""
-    config: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    path = bundle_path(bundle) / "configs" / f"{name}.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 
 
 def workflow(
-    names: str, data: Path, root: Path, kind: str = "train", **overrides: Any
+    names: str,
+    data: Path,
+    root: Path,
+    kind: str = "train",
+    bundle: str = "acdc17",
+    **overrides: Any,
 ) -> ConfigWorkflow:
     """Configs, joined by ``+``, with the tiny settings; `root` takes what a run writes."""
+    folder = bundle_path(bundle) / "configs"
     made = ConfigWorkflow(
-        [str(CONFIGS / f"{name}.json") for name in names.split("+")],
+        [str(folder / f"{name}.json") for name in names.split("+")],
         workflow_type=kind,
         logging_file=False,
-        **{**TINY, "dataset_dir": str(data), "bundle_root": str(root), **overrides},
+        **{**TINY_OF[bundle], "dataset_dir": str(data), "bundle_root": str(root), **overrides},
     )
     made.initialize()
     return made

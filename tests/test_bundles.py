@@ -1,0 +1,414 @@
+"""What every bundle owes its user, on generated data in the official layout."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import itk
+import numpy as np
+import pytest
+import torch
+from bundle_helpers import TINY_OF, chain, item, raw_config, run, workflow
+from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+from monai.data import load_net_with_metadata
+from monai.utils import set_determinism
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_segloss.bundle import bundle_names, bundle_path, copy_bundle
+from monai_segloss.datasets import (
+    make_acdc17_phantom,
+    make_brats18_phantom,
+    make_chest_xray_phantom,
+    make_kits19_phantom,
+)
+from monai_segloss.handlers import METRIC_NAMES, read_log
+from monai_segloss.losses import TAXONOMY, WeightedSumLoss
+from monai_segloss.precompute import precompute_maps
+
+BUNDLES = ("acdc17", "brats18", "chest_xray", "kits19")
+NEW = BUNDLES[1:]
+MAKERS: dict[str, Callable[..., Path]] = {
+    "acdc17": make_acdc17_phantom,
+    "brats18": make_brats18_phantom,
+    "kits19": make_kits19_phantom,
+    "chest_xray": make_chest_xray_phantom,
+}
+SIZES: dict[str, dict[str, int]] = {
+    "acdc17": {"num_patients": 4, "size": 64, "num_slices": 6},
+    "brats18": {"num_patients": 4, "size": 64, "num_slices": 32},
+    "kits19": {"num_patients": 4, "size": 64, "num_slices": 16},
+    "chest_xray": {"num_images": 10, "size": 128},
+}
+LABELS = {  # pattern of the label files, and how their values become classes
+    "acdc17": ("**/*_gt.nii.gz", {}),
+    "brats18": ("**/*_seg.nii.gz", {"label_values": {0: 0, 1: 1, 2: 2, 4: 3}}),
+    "kits19": ("**/segmentation.nii.gz", {}),
+    "chest_xray": ("masks/*.png", {"threshold": 127, "spacing": None}),
+}
+SHARED = ("evaluate.json", "multi_gpu_train.json", "logging.conf")
+ONE_STEP = {"max_epochs": 1, "val_interval": 9}
+TINY_STEPS: dict[str, dict[str, Any]] = {
+    name: {"epoch_length": 1, "train_patients": 1, **ONE_STEP} for name in BUNDLES
+}
+TINY_STEPS["chest_xray"] = {"train_images": 2, **ONE_STEP}
+
+
+@pytest.fixture(autouse=True)
+def _tidy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A bundle sets seeds, cuDNN and Python's path for the whole process; take that back."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    yield
+    set_determinism(seed=None)
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A few small cases in every layout; not to be written to."""
+    return {
+        name: make(tmp_path_factory.mktemp(name), progress=False, **SIZES[name])
+        for name, make in MAKERS.items()
+    }
+
+
+@pytest.fixture(scope="session", params=NEW)
+def done(
+    request: pytest.FixtureRequest,
+    datasets: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Path]:
+    """A bundle that was trained, evaluated and used: its name, and where it wrote."""
+    name: str = request.param
+    root = tmp_path_factory.mktemp(f"{name}_run")
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(sys, "path", list(sys.path))
+    data = datasets[name]
+    run("train", data, root, bundle=name, val_interval=1)
+    run("train+evaluate", data, root, bundle=name)
+    run("inference", data, root, kind="inference", bundle=name)
+    monkey.undo()
+    set_determinism(seed=None)
+    return name, root
+
+
+def read_image(path: Path) -> NDArray[Any]:
+    """Values indexed (x, y[, z])."""
+    return np.asarray(itk.array_from_image(itk.imread(str(path)))).T
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --------------------------------------------------------------------------- what it is made of
+
+
+def test_every_bundle_is_listed_and_can_be_copied(tmp_path: Path) -> None:
+    assert tuple(bundle_names()) == BUNDLES
+    for name in BUNDLES:
+        copy = copy_bundle(name, tmp_path)
+        names = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file()}
+        assert names == {
+            "LICENSE",
+            "docs/README.md",
+            "docs/data_license.txt",
+            *(f"configs/{c}.json" for c in ("train", "inference", "metadata")),
+            *(f"configs/{c}" for c in SHARED),
+        }
+        # The copy stands alone: what is shared came along as files.
+        assert not any(p.is_symlink() for p in copy.rglob("*"))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_what_is_shared_is_one_file(bundle: str) -> None:
+    for name in SHARED:
+        mine = bundle_path(bundle) / "configs" / name
+        assert mine.samefile(bundle_path("acdc17") / "configs" / name)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.filterwarnings("ignore:No hash value provided")
+def test_metadata_passes_the_schema(bundle: str) -> None:
+    schema = os.environ.get("MONAI_SEGLOSS_META_SCHEMA")
+    if not schema:
+        pytest.skip("MONAI_SEGLOSS_META_SCHEMA names no local copy of meta_schema_20240725.json")
+    meta = bundle_path(bundle) / "configs" / "metadata.json"
+    verify_metadata(meta_file=str(meta), filepath=schema)
+
+
+@pytest.mark.parametrize("bundle", NEW)
+def test_metadata_has_the_keys_of_acdc17(bundle: str) -> None:
+    assert set(raw_config("metadata", bundle)) - {"eval_metrics"} == set(raw_config("metadata")) - {
+        "eval_metrics"
+    }
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+@pytest.mark.parametrize("bundle", NEW)
+def test_network_takes_and_gives_what_the_metadata_say(bundle: str, name: str) -> None:
+    folder = bundle_path(bundle) / "configs"
+    files = {
+        "config_file": str(folder / f"{name}.json"),
+        "meta_file": str(folder / "metadata.json"),
+    }
+    verify_net_in_out("network_def", **files, n=3, device="cpu", width=4)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        ("train", "train"),
+        ("train+evaluate", "evaluation"),
+        ("inference", "inference"),
+        ("train+multi_gpu_train", "train"),
+    ],
+)
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_required_properties(
+    bundle: str, names: str, kind: str, datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    made = workflow(names.partition("+multi")[0], datasets[bundle], tmp_path, kind, bundle)
+    assert made.check_properties() == []
+
+
+@pytest.mark.parametrize("bundle", NEW)
+def test_train_and_inference_agree_on_network_and_image(
+    bundle: str, datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    train, inference = raw_config("train", bundle), raw_config("inference", bundle)
+    for key in sorted(train.keys() & inference.keys() - {"imports", "output_dir", "num_workers"}):
+        assert train[key] == inference[key], key
+    data = datasets[bundle]
+    split = {"split": "validation"}
+    trained = item(workflow("train", data, tmp_path, bundle=bundle), "validate#dataset")[0]
+    used = workflow("inference", data, tmp_path, "inference", bundle, **split)
+    seen = item(used, "dataset")[0]
+    torch.testing.assert_close(seen["image"].as_tensor(), trained["image"].as_tensor())
+
+
+# --------------------------------------------------------------------------- from end to end
+
+
+def test_training_leaves_weights_and_a_log(done: tuple[str, Path]) -> None:
+    _, root = done
+    names = {p.name for p in (root / "models").iterdir()}
+    assert names == {"model.pt", "checkpoint.pt", "training.csv"}
+    log = read_log(root / "models" / "training.csv")
+    assert [row["epoch"] for row in log] == [1, 2]
+    assert all(math.isfinite(row["loss"]) and 0 <= row["dice"] <= 1 for row in log)
+
+
+def test_evaluation_scores_every_case(done: tuple[str, Path]) -> None:
+    bundle, root = done
+    config = raw_config("train", bundle)
+    foreground = raw_config("metadata", bundle)["network_data_format"]["outputs"]["pred"]
+    classes = [n for n in foreground["channel_def"].values() if n != "background"]
+    metrics = ["dice", *config["metrics"]]
+    assert set(metrics) <= set(METRIC_NAMES)
+    table = read_table(root / "eval" / "metrics.csv")
+    assert len(table) == (1 if bundle == "chest_xray" else 2)
+    report = json.loads((root / "eval" / "metrics.json").read_text())
+    assert set(report["summary"]) == set(metrics)
+    for row in table:
+        dices = [float(row[f"dice_{name}"]) for name in classes]
+        assert all(0 <= d <= 1 or math.isnan(d) for d in dices)
+    assert (root / "eval" / "overview.png").stat().st_size > 10_000
+
+
+def test_inference_writes_labels_in_the_images_own_geometry(
+    done: tuple[str, Path], datasets: dict[str, Path]
+) -> None:
+    bundle, root = done
+    written = sorted(p for p in (root / "predictions").rglob("*_pred*") if "overlay" not in p.name)
+    cases = item(workflow("inference", datasets[bundle], root, "inference", bundle), "datalist")
+    assert len(written) == len(cases) > 0
+    by_name = {p.name.partition("_pred")[0]: p for p in written}
+    values = {"brats18": {0, 1, 2, 4}, "kits19": {0, 1, 2}, "chest_xray": {0, 255}}[bundle]
+    for case in cases:
+        source = Path(case["image"] if isinstance(case["image"], str) else case["image"][0])
+        stem = source.name.partition(".")[0]
+        if bundle == "kits19":
+            # All its files are called the same; their folders tell them apart.
+            mine = root / "predictions" / source.parent.name / "imaging_pred.nii.gz"
+        else:
+            mine = by_name[stem]
+        assert mine.exists()
+        image, label = itk.imread(str(source)), itk.imread(str(mine))
+        assert itk.size(image) == itk.size(label)
+        np.testing.assert_allclose(image.GetSpacing(), label.GetSpacing(), rtol=1e-6)
+        if bundle != "chest_xray":
+            np.testing.assert_allclose(image.GetOrigin(), label.GetOrigin(), atol=1e-4)
+            np.testing.assert_allclose(
+                itk.array_from_matrix(image.GetDirection()),
+                itk.array_from_matrix(label.GetDirection()),
+                atol=1e-6,
+            )
+        assert set(np.unique(read_image(mine)).tolist()) <= values
+
+
+class Bright(torch.nn.Module):
+    """A network with nothing to learn: the last class where the first channel is bright."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        bright = 50 * (image[:, :1] - 1)
+        if self.channels == 1:
+            return bright
+        rest = torch.full_like(bright, -99).expand(-1, self.channels - 2, *bright.shape[2:])
+        return torch.cat([-bright, rest, bright], dim=1)
+
+
+@pytest.mark.parametrize("bundle", NEW)
+def test_inference_puts_each_voxel_where_it_was(
+    bundle: str, datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    channels = {"brats18": 4, "kits19": 3, "chest_xray": 1}[bundle]
+    made = workflow("inference", datasets[bundle], tmp_path, "inference", bundle)
+    evaluator = item(made, "evaluator")
+    evaluator.network = Bright(channels)
+    evaluator._event_handlers.clear()
+    evaluator.state.max_epochs = 1
+    case = item(made, "dataset")[0]
+    pred = evaluator.network(case["image"][None])[0]
+    from monai.data import MetaTensor
+
+    pred = MetaTensor(pred.as_tensor(), meta=case["image"].meta)
+    item(made, "postprocessing")({"image": case["image"], "pred": pred})
+    mine = next(p for p in (tmp_path / "predictions").rglob("*_pred*") if "overlay" not in p.name)
+    source = Path(case["image"].meta["filename_or_obj"])
+    image, label = read_image(source).astype(float), read_image(mine)
+    found = label == label.max()
+    assert 0.001 < found.mean() < 0.5
+    # Bright where it says so; a flip or a transposition would mix both.
+    assert image[found].min() > np.quantile(image[~found], 0.5)
+    assert np.corrcoef(image.ravel(), found.ravel())[0, 1] > 0.3
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("bundle", NEW)
+def test_export_to_torchscript(bundle: str, tmp_path: Path) -> None:
+    folder = bundle_path(bundle) / "configs"
+    made = workflow("inference", tmp_path, tmp_path, "inference", bundle)
+    torch.save(item(made, "network_def").state_dict(), tmp_path / "model.pt")
+    width = {"width": TINY_OF[bundle]["width"]}
+    width |= {"levels": 5} if bundle != "chest_xray" else {}
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(folder / "metadata.json"),
+        config_file=str(folder / "inference.json"),
+        use_trace=True,
+        **width,
+    )
+    exported, _, _ = load_net_with_metadata(str(tmp_path / "model.ts"))
+    channels = raw_config("metadata", bundle)["network_data_format"]["inputs"]["image"]
+    image = torch.randn(1, channels["num_channels"], 64, 64)
+    network = item(made, "network_def").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(exported.eval()(image), network(image), rtol=1e-4, atol=1e-5)
+
+
+# --------------------------------------------------------------------------- losses
+
+
+def fitting(bundle: str) -> list[str]:
+    form = "binary" if bundle == "chest_xray" else "softmax"
+    return [name for name, row in TAXONOMY.items() if form in row.forms]
+
+
+@pytest.mark.parametrize(("bundle", "loss_name"), [(b, name) for b in NEW for name in fitting(b)])
+def test_every_loss_trains(
+    bundle: str, loss_name: str, datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    made = run(
+        "train",
+        datasets[bundle],
+        tmp_path,
+        bundle=bundle,
+        loss_name=loss_name,
+        **TINY_STEPS[bundle],
+    )
+    row, loss = TAXONOMY[loss_name], item(made, "loss_function")
+    if row.partner is not None:
+        assert isinstance(loss, WeightedSumLoss)
+        assert list(loss.losses) == [row.partner, loss_name]
+    log = read_log(tmp_path / "models" / "training.csv")
+    assert len(log) == 1
+    assert math.isfinite(log[0]["loss"])
+
+
+def test_what_no_bundle_can_train_is_known() -> None:
+    assert set(TAXONOMY) - set(fitting("acdc17")) == {"lovasz_hinge"}
+    assert set(TAXONOMY) - set(fitting("chest_xray")) == {"non_adjacency"}
+
+
+# --------------------------------------------------------------------------- maps from files
+
+
+@pytest.mark.parametrize("kind", ["rrw", "boundary"])
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_maps_from_files_are_the_maps_computed(
+    bundle: str, kind: str, datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """On the label's own grid they are equal; resampled, they follow the label."""
+    data, (pattern, options) = datasets[bundle], LABELS[bundle]
+    classes = raw_config("train", bundle)["num_classes"]
+    out = tmp_path / "maps"
+    done = precompute_maps(data, out, kind, classes, pattern=pattern, workers=1, **options)
+    assert not done.failed
+    few = {"loss_name": kind, **TINY_STEPS[bundle]}
+    # Sizes at which nothing is resized.
+    few |= {"kits19": {"slice_size": [64, 64]}, "chest_xray": {"image_size": [128, 128]}}.get(
+        bundle, {}
+    )
+    computed, read = (
+        item(
+            workflow("train", data, tmp_path, bundle=bundle, map_dir=where, **few), "train#dataset"
+        )
+        for where in (None, str(tmp_path / "maps"))
+    )
+    for a, b in zip(computed._cache, read._cache, strict=True):
+        torch.testing.assert_close(a["label"].as_tensor(), b["label"].as_tensor())
+        assert a["label_map"].shape == b["label_map"].shape
+        x, y = a["label_map"].as_tensor(), b["label_map"].as_tensor()
+        scale = float(x.abs().max())
+        assert float((x - y).abs().mean()) < 0.1 * scale
+        if bundle == "chest_xray":
+            torch.testing.assert_close(x, y)
+
+
+def test_error_map_dir_without_maps(datasets: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run("train", datasets["kits19"], tmp_path, bundle="kits19", map_dir=str(tmp_path / "none"))
+    assert "python -m monai_segloss maps" in chain(caught.value)
+
+
+# --------------------------------------------------------------------------- what may go wrong
+
+
+@pytest.mark.parametrize("bundle", NEW)
+@pytest.mark.parametrize("names", ["train", "inference"])
+def test_error_no_data(bundle: str, names: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        run(names, tmp_path / "nowhere", tmp_path, kind=names, bundle=bundle)
+    assert "nowhere does not exist" in chain(caught.value)
+
+
+def test_error_label_value_of_no_class(datasets: dict[str, Path], tmp_path: Path) -> None:
+    values = {"label_values": {0: 0, 1: 1, 2: 2}}
+    with pytest.raises(RuntimeError) as caught:
+        run("train", datasets["brats18"], tmp_path, bundle="brats18", **values)
+    assert "expected the values 0, 1, 2, got 4 too" in chain(caught.value)
