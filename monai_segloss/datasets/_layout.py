@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ __all__ = [
     "check_missing",
     "content_of",
     "find_volume",
+    "in_split",
+    "numbered_folders",
     "some",
 ]
 
@@ -63,6 +66,20 @@ def check_folder(dataset_dir: Path, layout: str) -> None:
         raise NotADirectoryError(
             f"dataset_dir {dataset_dir} is a file; expected a folder with {layout}."
         )
+
+
+def in_split(number: int, split: str) -> bool:
+    """Whether a case belongs to the split: even numbers train, odd ones validate."""
+    return split == "all" or (number % 2 == 0) == (split == "train")
+
+
+def numbered_folders(folder: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
+    """(number, path) of the folders whose whole name matches, by the number in the first group.
+
+    Partly written ones are hidden, and match no pattern that does not start with a dot.
+    """
+    matches = ((pattern.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
 
 
 def find_volume(folder: Path, stem: str, missing: list[str]) -> str:

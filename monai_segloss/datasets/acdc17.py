@@ -25,6 +25,8 @@ from monai_segloss.datasets._layout import (
     check_missing,
     content_of,
     find_volume,
+    in_split,
+    numbered_folders,
     some,
 )
 
@@ -73,7 +75,7 @@ def acdc17_datalist(
     check_count("max_patients", max_patients)
 
     folder, patients = _find_patients(absolute(dataset_dir), section)
-    chosen = [path for number, path in patients if _in_split(number, split)]
+    chosen = [path for number, path in patients if in_split(number, split)]
     if not chosen:
         raise ValueError(
             f"split {split!r} of {folder} is empty: it takes the "
@@ -89,21 +91,11 @@ def acdc17_datalist(
     return items
 
 
-def _in_split(number: int, split: str) -> bool:
-    return split == "all" or (number % 2 == 0) == (split == "train")
-
-
-def _list_patients(folder: Path) -> list[tuple[int, Path]]:
-    """(number, folder) of each patientNNN folder, by number; partly written ones are hidden."""
-    matches = ((_PATIENT.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
-
-
 def _find_patients(dataset_dir: Path, section: str) -> tuple[Path, list[tuple[int, Path]]]:
     check_folder(dataset_dir, f"{section}/{_LAYOUT}")
     nested = dataset_dir / section
     folder = nested if nested.is_dir() else dataset_dir
-    patients = _list_patients(folder)
+    patients = numbered_folders(folder, _PATIENT)
     if not patients:
         raise FileNotFoundError(
             f"no patientNNN folder in {folder}, which holds {content_of(folder)}; expected "

@@ -29,6 +29,7 @@ from monai_segloss.datasets._layout import (
     check_missing,
     content_of,
     find_volume,
+    in_split,
     some,
 )
 
@@ -108,7 +109,7 @@ def brats18_datalist(
         (grade, path)
         for grade, paths in patients
         for place, path in enumerate(paths)
-        if split == "all" or (place % 2 == 0) == (split == "train")
+        if in_split(place, split)
     ]
     if not chosen:
         raise ValueError(

@@ -25,6 +25,8 @@ from monai_segloss.datasets._layout import (
     check_missing,
     content_of,
     find_volume,
+    in_split,
+    numbered_folders,
     some,
 )
 
@@ -70,7 +72,7 @@ def kits19_datalist(
     chosen = [
         path
         for number, path in cases
-        if (split == "all" or (number % 2 == 0) == (split == "train"))
+        if in_split(number, split)
         and (not require_label or number < _NUM_ANNOTATED or find_volume(path, "segmentation", []))
     ]
     if not chosen:
@@ -96,12 +98,11 @@ def kits19_datalist(
 
 
 def _find_cases(dataset_dir: Path) -> tuple[Path, list[tuple[int, Path]]]:
-    """The folder of cases, and (number, folder) of each by number; partly written are hidden."""
+    """The folder of cases, and (number, folder) of each by number."""
     check_folder(dataset_dir, _LAYOUT)
     nested = dataset_dir / "data"
     folder = nested if nested.is_dir() else dataset_dir
-    matches = ((_CASE.fullmatch(path.name), path) for path in folder.iterdir())
-    cases = sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
+    cases = numbered_folders(folder, _CASE)
     if not cases:
         raise FileNotFoundError(
             f"no case_NNNNN folder in {folder}, which holds {content_of(folder)}; expected "

@@ -245,13 +245,18 @@ def _expose(
     shape, scale = brain.mask.shape, brain.scale
     brightness = np.array([_BRIGHTNESS[kind][channel] for kind in _Tissue], np.float32)
     brightness *= rng.uniform(0.93, 1.07, len(_Tissue)).astype(np.float32)
+    # A tumour differs more, from patient to patient and within itself.
+    sick = tissue >= _Tissue.OEDEMA
+    brightness[_Tissue.OEDEMA :] *= np.float32(rng.uniform(0.85, 1.1))
+    patches = np.exp(rng.uniform(0.05, 0.18) * smooth_noise(rng, shape, (3 * scale,) * 3) * sick)
     # Else the voxels at the brain's border would darken.
     weight = ndimage.gaussian_filter(brain.mask.astype(np.float32), 0.5)
-    clean = ndimage.gaussian_filter(brightness[tissue] * brain.mask, 0.5) / np.maximum(weight, 0.1)
+    clean = ndimage.gaussian_filter(brightness[tissue] * patches * brain.mask, 0.5)
+    clean /= np.maximum(weight, 0.1)
     coarse = smooth_noise(rng, shape, (30 * scale,) * 3)
     fine = smooth_noise(rng, shape, (max(1.5 * scale, 0.6),) * 3)
     clean *= np.exp(rng.uniform(0.02, 0.06) * coarse + rng.uniform(0.02, 0.05) * fine)
-    noise = rng.uniform(0.02, 0.045) * smooth_noise(rng, shape, (0.4, 0.4, 0.4))
+    noise = rng.uniform(0.03, 0.07) * smooth_noise(rng, shape, (0.4, 0.4, 0.4))
     image = np.rint(rng.uniform(200, 600) * (clean + noise))
     return np.where(brain.mask, np.clip(image, 1, np.iinfo(np.int16).max), 0).astype(np.int16)
 
