@@ -136,6 +136,8 @@ class EvaluationReport:
         training_log: CSV of :class:`monai_segloss.handlers.TrainingLog` to draw, if it exists.
         figure_case: which case to draw, counted from 0 (of the first process); None draws none.
         figure_channel: which channel of an image of several to draw.
+        figure_window: the values drawn black and white, e.g. ``(-80, 300)`` for a CT; by default the
+            lowest and the 99.5th percentile of the slice.
     """
 
     def __init__(
@@ -145,12 +147,14 @@ class EvaluationReport:
         training_log: str | os.PathLike[str] | None = None,
         figure_case: int | None = 0,
         figure_channel: int = 0,
+        figure_window: Sequence[float] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.class_names = list(class_names)
         self.training_log = None if training_log is None else Path(training_log)
         self.figure_case = figure_case
         self.figure_channel = figure_channel
+        self.figure_window = figure_window
         self.cases: list[str] = []
         self._paths: list[str] = []
         self._drawn: tuple[Tensor, Tensor, Tensor] | None = None
@@ -223,6 +227,7 @@ class EvaluationReport:
             self.cases_title(_file_of(image)),
             rows,
             self.figure_channel,
+            self.figure_window,
         )
         with replacing(self.output_dir / "overview.png") as partial:
             figure.savefig(partial, dpi=130)
@@ -240,6 +245,7 @@ def draw_case(
     title: str = "",
     log: Sequence[Mapping[str, Any]] = (),
     channel: int = 0,
+    window: Sequence[float] | None = None,
 ) -> Figure:
     """Image, label, RRW map, prediction, and learning curve in one figure.
 
@@ -251,6 +257,8 @@ def draw_case(
         title: what it shows.
         log: rows of a training log, see :func:`monai_segloss.handlers.read_log`.
         channel: which channel of the image to draw.
+        window: the values drawn black and white, e.g. ``(-80, 300)`` for a CT; by default the
+            lowest and the 99.5th percentile of the slice.
 
     Returns:
         The figure, of a volume's slice that holds the most foreground.
@@ -270,10 +278,10 @@ def draw_case(
     grid = figure.add_gridspec(2, 4, height_ratios=(1.35, 1))
     axes = [figure.add_subplot(grid[0, i]) for i in range(4)]
     aspect = spacing[1] / spacing[0]
-    _draw_grey(axes[0], picture, aspect)
+    _draw_grey(axes[0], picture, aspect, window)
     axes[0].set_title("image" if position is None else f"image, slice {position}")
     for axis, labels, name in ((axes[1], truth, "label"), (axes[3], guess, "prediction")):
-        _draw_grey(axis, picture, aspect)
+        _draw_grey(axis, picture, aspect, window)
         _draw_classes(axis, labels, len(class_names), aspect)
         axis.set_title(name)
     shown = axes[2].imshow(values, aspect=aspect, cmap="viridis", vmin=-1, vmax=0)
@@ -288,7 +296,12 @@ def draw_case(
 
 
 def draw_overlay(
-    image: Tensor, label: Tensor, class_names: Sequence[str], title: str = "", channel: int = 0
+    image: Tensor,
+    label: Tensor,
+    class_names: Sequence[str],
+    title: str = "",
+    channel: int = 0,
+    window: Sequence[float] | None = None,
 ) -> Figure:
     """An image with a label drawn over it.
 
@@ -298,6 +311,8 @@ def draw_overlay(
         class_names: names of all classes, background first.
         title: what it shows.
         channel: which channel of the image to draw.
+        window: the values drawn black and white, e.g. ``(-80, 300)`` for a CT; by default the
+            lowest and the 99.5th percentile of the slice.
 
     Returns:
         The figure, of a volume's slice that holds the most foreground.
@@ -315,7 +330,7 @@ def draw_overlay(
         figsize=(max(3.0, 6 * width / longest), 6 * height / longest + 0.9), layout="constrained"
     )
     axis = figure.add_subplot()
-    _draw_grey(axis, picture, spacing[1] / spacing[0])
+    _draw_grey(axis, picture, spacing[1] / spacing[0], window)
     _draw_classes(axis, labels, len(class_names), spacing[1] / spacing[0])
     axis.set_title(title if position is None else f"{title}, slice {position}", fontsize="small")
     axis.set_axis_off()
@@ -341,6 +356,8 @@ class SaveOverlayd(MapTransform):
         data_root_dir: folders below it are repeated in ``output_dir``, for layouts whose files
             are named alike; as of ``SaveImaged``.
         channel: which channel of an image of several to draw.
+        window: the values drawn black and white, e.g. ``(-80, 300)`` for a CT; by default the
+            lowest and the 99.5th percentile of the slice.
         allow_missing_keys: do not raise if a key is missing.
     """
 
@@ -353,12 +370,14 @@ class SaveOverlayd(MapTransform):
         output_postfix: str = "overlay",
         data_root_dir: str | os.PathLike[str] = "",
         channel: int = 0,
+        window: Sequence[float] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.class_names = list(class_names)
         self.image_key = image_key
         self.channel = channel
+        self.window = window
         self.layout = FolderLayout(
             output_dir, output_postfix, ".png", makedirs=True, data_root_dir=data_root_dir
         )
@@ -370,7 +389,12 @@ class SaveOverlayd(MapTransform):
             image = out[self.image_key].cpu()
             file = _file_of(image)
             figure = draw_overlay(
-                _picture_of(image, label), label, self.class_names, Path(file).name, self.channel
+                _picture_of(image, label),
+                label,
+                self.class_names,
+                Path(file).name,
+                self.channel,
+                self.window,
             )
             with replacing(self.layout.filename(file)) as partial:
                 figure.savefig(partial, dpi=130)
@@ -448,9 +472,11 @@ def _rows_first(volume: Tensor, position: int | None) -> np.ndarray:
     return np.asarray(plane).T
 
 
-def _draw_grey(axis: Axes, picture: np.ndarray, aspect: float) -> None:
-    limits = {"vmin": picture.min(), "vmax": np.quantile(picture, 0.995)}
-    axis.imshow(picture, aspect=aspect, cmap="gray", **limits)
+def _draw_grey(
+    axis: Axes, picture: np.ndarray, aspect: float, window: Sequence[float] | None
+) -> None:
+    low, high = (picture.min(), np.quantile(picture, 0.995)) if window is None else window
+    axis.imshow(picture, aspect=aspect, cmap="gray", vmin=low, vmax=high)
 
 
 def _draw_classes(axis: Axes, labels: np.ndarray, num_classes: int, aspect: float) -> None:

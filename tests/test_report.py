@@ -351,6 +351,8 @@ def test_overlay_shows_the_slice_with_most_foreground() -> None:
     np.testing.assert_array_equal(grey, 40 * classes)
     legend = figure.axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == list(NAMES[1:])
+    windowed = draw_overlay(torch.as_tensor(discs()[None]), label, NAMES, window=(-80, 300))
+    assert windowed.axes[0].get_images()[0].get_clim() == (-80, 300)
     nothing = draw_overlay(torch.zeros(1, *SHAPE), torch.zeros(1, *SHAPE), NAMES, "none")
     assert nothing.axes[0].get_title() == "none, slice 2"
 
