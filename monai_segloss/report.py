@@ -136,8 +136,8 @@ class EvaluationReport:
         training_log: CSV of :class:`monai_segloss.handlers.TrainingLog` to draw, if it exists.
         figure_case: which case to draw, counted from 0 (of the first process); None draws none.
         figure_channel: which channel of an image of several to draw.
-        figure_window: the values drawn black and white, e.g. ``(-80, 300)`` for a CT; by default the
-            lowest and the 99.5th percentile of the slice.
+        figure_window: the values drawn black and white, e.g. ``(-80, 300)`` for a CT; by default
+            the lowest and the 99.5th percentile of the slice.
     """
 
     def __init__(

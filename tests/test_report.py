@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_segloss.handlers import METRIC_NAMES
+from monai_segloss.handlers import METRIC_NAMES, segmentation_metrics
 from monai_segloss.report import (
     EvaluationReport,
     SaveOverlayd,
@@ -255,6 +257,40 @@ def test_report_of_one_binary_channel_and_pictures(tmp_path: Path) -> None:
     assert content["summary"]["iou"]["lung"]["mean"] == 0.625
     assert content["summary"]["pixel_accuracy"]["lung"]["mean"] == pytest.approx(0.95)
     assert imread(tmp_path / "eval" / "overview.png").std() > 0
+
+
+def _process(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    mask = torch.ones(1, 4, 4)
+    batches = []
+    for name in (["a", "b", "c"], ["d", "e"])[rank]:
+        image = MetaTensor(torch.zeros(1, 4, 4), meta={"filename_or_obj": f"{folder}/{name}.png"})
+        pred = mask.clone()
+        pred[0, 0, : ord(name) - ord("a")] = 0
+        batches.append([{"image": image, "label": mask, "pred": pred}])
+    engine = Engine(lambda engine, batch: batch)
+    metrics = segmentation_metrics(["pixel_accuracy"])
+    metrics["pixel_accuracy"].attach(engine, "pixel_accuracy")
+    report = EvaluationReport(folder / "eval", ["background", "x"], figure_case=None)
+    report.attach(engine)
+    engine.add_event_handler(
+        Events.STARTED, lambda engine: setattr(engine.state, "metric_details", {})
+    )
+    engine.run(batches)
+    (folder / f"done{rank}").write_text(" ".join(report.cases))
+    torch.distributed.destroy_process_group()
+
+
+def test_report_of_two_processes_is_written_once_about_all_cases(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (port, tmp_path), nprocs=2)
+    content = strict_json((tmp_path / "eval" / "metrics.json").read_text())
+    found = {case["case"]: case["pixel_accuracy"]["x"] for case in content["cases"]}
+    assert found == {name: 1 - i / 16 for i, name in enumerate("abcde")}
+    assert (tmp_path / "done1").read_text() == "a b c d e"
 
 
 # --------------------------------------------------------------------------- the figure
