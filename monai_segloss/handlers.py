@@ -343,8 +343,8 @@ class HausdorffDistanceMM(HausdorffDistance):
 
     MONAI's handler measures in voxels, since it has no way to the image's spacing; this one reads
     it from the label's affine. Where a class is absent from both prediction and label the distance
-    is NaN and left out of the mean; where it is absent from one of them MONAI's metric is NaN or
-    infinite, and a report says in how many cases.
+    is NaN and left out of the mean; where it is absent from one of them MONAI's metric is infinite,
+    and NaN with a percentile; a report says in how many cases.
 
     The arguments are those of MONAI's handler. Labels must be MetaTensors.
     """
@@ -497,21 +497,23 @@ def segmentation_metrics(
     cases; the scores of each case are kept in the engine's ``metric_details``. An evaluator's
     output holds ``pred`` and ``label``: one-hot, or one binary channel, and MetaTensors.
 
-    =================  =================================================  ==========  ============
-    name               what it is                                         absent from absent from
-                                                                          label only  both
-    =================  =================================================  ==========  ============
-    ``dice``           MONAI's ``MeanDice``                               left out    left out
-    ``iou``            MONAI's ``MeanIoUHandler``                         left out    left out
-    ``hausdorff_mm``   :class:`HausdorffDistanceMM`                       not finite  left out
-    ``hausdorff95_mm`` likewise, its 95th percentile                      not finite  left out
-    ``surface_dice``   :class:`SurfaceDiceMM` at ``tolerance_mm``         0           left out
-    ``pixel_accuracy`` :class:`PixelAccuracy` of all classes together     counts      counts
-    ``stepwise_iou``   :class:`StepwiseIoU`                               0           1
-    =================  =================================================  ==========  ============
+    ==================  ==========================================  ================  ==========
+    name                what it is                                  not in the label  in neither
+    ==================  ==========================================  ================  ==========
+    ``dice``            MONAI's ``MeanDice``                        left out          left out
+    ``iou``             MONAI's ``MeanIoUHandler``                  left out          left out
+    ``hausdorff_mm``    :class:`HausdorffDistanceMM`                infinite          left out
+    ``hausdorff95_mm``  likewise, its 95th percentile               left out          left out
+    ``surface_dice``    :class:`SurfaceDiceMM` at ``tolerance_mm``  0                 left out
+    ``pixel_accuracy``  :class:`PixelAccuracy` of all classes       counts            counts
+    ``stepwise_iou``    :class:`StepwiseIoU`                        0                 1
+    ==================  ==========================================  ================  ==========
 
-    Absent from the prediction only: 0, for the Hausdorff distances not finite, and for the pixel
-    accuracy counted. "Left out" is NaN in the details.
+    The last two columns say what a class gives that is absent from the label only, and from label
+    and prediction. Absent from the prediction only, it gives 0, but the Hausdorff distances as if
+    absent from the label only, and the pixel accuracy counts it. "Left out" is NaN in the details:
+    a mean says nothing of how many cases it leaves out, as
+    :class:`monai_segloss.report.EvaluationReport` does, which leaves out infinity too.
 
     Args:
         names: of :data:`METRIC_NAMES`; their order is kept.

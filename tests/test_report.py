@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,15 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_segloss.report import EvaluationReport, draw_case, format_table, summarise
+from monai_segloss.handlers import METRIC_NAMES, segmentation_metrics
+from monai_segloss.report import (
+    EvaluationReport,
+    SaveOverlayd,
+    draw_case,
+    draw_overlay,
+    format_table,
+    summarise,
+)
 
 NAMES = ("background", "RV", "Myo", "LV")
 SHAPE = (20, 16, 5)
@@ -98,6 +108,24 @@ def test_table_without_gaps_has_no_footnote() -> None:
     table = format_table(summarise({"dice": np.ones((2, 3))}, NAMES[1:]), NAMES[1:])
     assert len(table.splitlines()) == 5
     assert "undefined" not in table
+
+
+def test_a_metric_with_one_number_for_all_classes() -> None:
+    scores = {**SCORES, "pixel_accuracy": np.array([[0.5], [0.75], [1.0]])}
+    summary = summarise(scores, NAMES[1:])
+    assert list(summary["pixel_accuracy"]) == ["all", "mean"]
+    assert summary["pixel_accuracy"]["mean"] == summary["pixel_accuracy"]["all"]["mean"] == 0.75
+    lines = format_table(summary, NAMES[1:]).splitlines()
+    assert lines[0].endswith("pixel accuracy")
+    assert lines[1].endswith("15.000 ± 5.000" + " " * 18)
+    assert lines[4].split() == ["mean", "0.767", "9.500", "0.750"]
+
+
+@pytest.mark.parametrize("name", METRIC_NAMES)
+def test_every_metric_has_a_title(name: str) -> None:
+    table = format_table(summarise({name: np.ones((2, 1))}, ["lung"]), ["lung"])
+    assert name not in table.split()
+    assert "1.000 ± 0.000" in table.splitlines()[1]
 
 
 # --------------------------------------------------------------------------- the handler
@@ -206,6 +234,65 @@ def test_report_draws_the_learning_curve(tmp_path: Path) -> None:
     assert differs[middle:].any()
 
 
+def test_report_of_one_binary_channel_and_pictures(tmp_path: Path) -> None:
+    """Masks on the network's smaller grid, whose files are all named alike."""
+    mask = torch.zeros(1, 12, 10)
+    mask[:, 3:9, 2:7] = 1
+    batches = []
+    for i in range(2):
+        path = tmp_path / f"case{i}" / "image.png"
+        path.parent.mkdir()
+        itk.imwrite(itk.image_from_array(np.full((20, 24), 90 * i + 20, np.uint8)), str(path))
+        image = MetaTensor(torch.rand(1, 12, 10), meta={"filename_or_obj": str(path)})
+        batches.append([{"image": image, "label": mask, "pred": mask.roll(1, dims=1)}])
+    engine = Engine(lambda engine, batch: batch)
+    EvaluationReport(tmp_path / "eval", ["background", "lung"]).attach(engine)
+    details = {"iou": torch.tensor([[0.5], [0.75]]), "pixel_accuracy": torch.tensor([[0.9], [1.0]])}
+    engine.add_event_handler(
+        Events.STARTED, lambda engine: setattr(engine.state, "metric_details", details)
+    )
+    engine.run(batches)
+    content = strict_json((tmp_path / "eval" / "metrics.json").read_text())
+    assert [case["case"] for case in content["cases"]] == ["case0/image", "case1/image"]
+    assert content["summary"]["iou"]["lung"]["mean"] == 0.625
+    assert content["summary"]["pixel_accuracy"]["lung"]["mean"] == pytest.approx(0.95)
+    assert imread(tmp_path / "eval" / "overview.png").std() > 0
+
+
+def _process(rank: int, port: int, folder: Path) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    mask = torch.ones(1, 4, 4)
+    batches = []
+    for name in (["a", "b", "c"], ["d", "e"])[rank]:
+        image = MetaTensor(torch.zeros(1, 4, 4), meta={"filename_or_obj": f"{folder}/{name}.png"})
+        pred = mask.clone()
+        pred[0, 0, : ord(name) - ord("a")] = 0
+        batches.append([{"image": image, "label": mask, "pred": pred}])
+    engine = Engine(lambda engine, batch: batch)
+    metrics = segmentation_metrics(["pixel_accuracy"])
+    metrics["pixel_accuracy"].attach(engine, "pixel_accuracy")
+    report = EvaluationReport(folder / "eval", ["background", "x"], figure_case=None)
+    report.attach(engine)
+    engine.add_event_handler(
+        Events.STARTED, lambda engine: setattr(engine.state, "metric_details", {})
+    )
+    engine.run(batches)
+    (folder / f"done{rank}").write_text(" ".join(report.cases))
+    torch.distributed.destroy_process_group()
+
+
+def test_report_of_two_processes_is_written_once_about_all_cases(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (port, tmp_path), nprocs=2)
+    content = strict_json((tmp_path / "eval" / "metrics.json").read_text())
+    found = {case["case"]: case["pixel_accuracy"]["x"] for case in content["cases"]}
+    assert found == {name: 1 - i / 16 for i, name in enumerate("abcde")}
+    assert (tmp_path / "done1").read_text() == "a b c d e"
+
+
 # --------------------------------------------------------------------------- the figure
 
 
@@ -260,3 +347,91 @@ def test_figure_of_one_class_alone(value: int) -> None:
 def test_figure_survives_a_loss_that_is_not_finite() -> None:
     log = [{"epoch": 1, "loss": math.nan}, {"epoch": 2, "loss": math.inf, "dice": math.nan}]
     assert pixels(draw(discs(), log)).std() > 0
+
+
+def test_figure_of_a_picture_shows_the_channel_asked_for() -> None:
+    x, y = np.meshgrid(np.arange(30), np.arange(20), indexing="ij")
+    image = MetaTensor(torch.as_tensor(np.stack([x, y, x * y]).astype("f4")))
+    label = torch.as_tensor((np.hypot(x - 15, y - 10) < 6)[None].astype(int))
+    figure = draw_case(image, label, label.roll(2, dims=2), ["background", "disc"], channel=1)
+    assert figure.axes[0].get_title() == "image"
+    np.testing.assert_array_equal(np.asarray(figure.axes[0].get_images()[0].get_array()), y.T)
+    np.testing.assert_array_equal(
+        np.asarray(figure.axes[1].get_images()[1].get_array()), label[0].T
+    )
+    assert pixels(figure).std() > 0.05
+    with pytest.raises(
+        ValueError, match=r"^image: expected .* with a channel 3, got shape \(3, 30"
+    ):
+        draw_case(image, label, label, ["background", "disc"], channel=3)
+    with pytest.raises(ValueError, match=r"^prediction: expected the image's grid \(1, 30, 20\)"):
+        draw_case(image, label, label[:, 1:], ["background", "disc"])
+
+
+def test_figure_shows_the_curve_of_the_metric_there_is() -> None:
+    figure = draw(discs(), [{"epoch": 1, "loss": 0.9, "iou": 0.4, "stepwise_iou": 0.1}])
+    lines = {line.get_label(): line.get_xydata().tolist() for a in figure.axes for line in a.lines}
+    assert lines["validation IoU"] == [[1, 0.4]]
+
+
+# --------------------------------------------------------------------------- the overlay
+
+
+def test_overlay_shows_the_slice_with_most_foreground() -> None:
+    label = torch.as_tensor(discs()[None])
+    affine = torch.diag(torch.tensor([*SPACING, 1.0], dtype=torch.float64))
+    figure = draw_overlay(MetaTensor(label * 40.0, affine=affine), label, NAMES, "a case")
+    assert figure.axes[0].get_title() == "a case, slice 3"
+    grey, classes = (np.asarray(image.get_array()) for image in figure.axes[0].get_images())
+    np.testing.assert_array_equal(classes, discs()[..., 3].T)
+    np.testing.assert_array_equal(grey, 40 * classes)
+    legend = figure.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == list(NAMES[1:])
+    windowed = draw_overlay(torch.as_tensor(discs()[None]), label, NAMES, window=(-80, 300))
+    assert windowed.axes[0].get_images()[0].get_clim() == (-80, 300)
+    nothing = draw_overlay(torch.zeros(1, *SHAPE), torch.zeros(1, *SHAPE), NAMES, "none")
+    assert nothing.axes[0].get_title() == "none, slice 2"
+
+
+@pytest.mark.parametrize("form", ["index", "one-hot"])
+def test_save_overlay_is_named_as_the_image_and_reads_its_file(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = discs()
+    path = tmp_path / "in" / "case_00001" / "imaging.nii.gz"
+    path.parent.mkdir(parents=True)
+    values = np.ascontiguousarray((100.0 + 50 * label).astype("f4").T)
+    itk.imwrite(itk.image_from_array(values), str(path))
+    drawn = []
+    monkeypatch.setattr(
+        "monai_segloss.report.draw_overlay",
+        lambda image, *rest: drawn.append(image) or draw_overlay(image, *rest),
+    )
+    save = SaveOverlayd("pred", tmp_path / "out", NAMES, data_root_dir=tmp_path / "in")
+    image = MetaTensor(torch.zeros(1, 10, 8, 5), meta={"filename_or_obj": str(path)})
+    pred = torch.as_tensor(label[None]).float() if form == "index" else one_hot(label)
+    data = {"image": image, "pred": pred}
+    out = save(data)
+    assert out["pred"] is pred
+    found = [p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*")]
+    assert found == [Path("case_00001/imaging_overlay.png")]
+    picture = imread(tmp_path / "out" / found[0])
+    assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 4
+    assert float(drawn[0].max()) == 250
+    # On another grid than the file's, the network's own image is drawn.
+    save({"image": image, "pred": torch.ones(1, 10, 8, 5)})
+    assert drawn[1].shape == image.shape
+    with pytest.raises(ValueError, match=r"^label: expected the image's grid \(1, 10, 8, 5\), got"):
+        save({"image": image, "pred": torch.ones(1, 9, 8, 5)})
+
+
+def test_save_overlay_of_a_binary_channel(tmp_path: Path) -> None:
+    path = tmp_path / "lung.png"
+    itk.imwrite(itk.image_from_array(np.full((20, 24), 50, np.uint8)), str(path))
+    image = MetaTensor(torch.zeros(1, 24, 20), meta={"filename_or_obj": str(path)})
+    mask = torch.zeros(1, 24, 20)
+    mask[:, 5:15, 5:15] = 1
+    SaveOverlayd("pred", tmp_path / "out", ["background", "lung"])({"image": image, "pred": mask})
+    picture = imread(tmp_path / "out" / "lung_overlay.png")
+    orange = np.abs(picture[..., :3] - np.array([0.9, 0.62, 0.0]) * 0.6).sum(-1) < 0.2
+    assert orange.any()
