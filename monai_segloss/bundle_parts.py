@@ -48,7 +48,7 @@ from torch.optim.lr_scheduler import _LRScheduler
 
 from monai_segloss.handlers import Checkpointing, TrainingLog
 from monai_segloss.losses import WeightedSumLoss
-from monai_segloss.report import EvaluationReport
+from monai_segloss.report import EvaluationReport, SaveOverlayd
 from monai_segloss.schedule import LossWeightSchedule
 from monai_segloss.transforms import LoadMapd, RegionWiseMapd, SameGridd, WholeNiftid
 
@@ -210,22 +210,27 @@ def on_label_grid(preprocessing: Compose, num_classes: int) -> Compose:
 def saved_labels(
     preprocessing: Compose,
     output_dir: str,
+    class_names: Sequence[str],
     data_root: str = "",
     label_values: Mapping[int, int] | None = None,
+    window: Sequence[float] | None = None,
 ) -> Compose:
-    """For inference: label maps as NIfTI in each image's own geometry, in the folders it has.
+    """For inference: label maps as NIfTI in each image's own geometry, and pictures of them.
 
     Args:
         preprocessing: what the image went through.
         output_dir: where to write.
+        class_names: names of all classes, background first.
         data_root: folders below it are kept; without one all files go to ``output_dir``.
         label_values: value in the file -> class, as the label was read; None if they are the same.
+        window: the values drawn black and white; None for the image's range.
     """
     to_file = {c: value for value, c in (label_values or {}).items()}
     return Compose(
         [
             *_on_own_grid(preprocessing),
             AsDiscreted("pred", argmax=True),
+            SaveOverlayd("pred", output_dir, class_names, data_root_dir=data_root, window=window),
             *([MapLabelValued("pred", list(to_file), list(to_file.values()))] if to_file else []),
             SaveImaged(
                 "pred",
@@ -242,13 +247,20 @@ def saved_labels(
     )
 
 
-def saved_mask(preprocessing: Compose, output_dir: str) -> Compose:
-    """For inference: one binary channel as PNG, 0 and 255, at each image's own size."""
+def saved_mask(preprocessing: Compose, output_dir: str, class_names: Sequence[str]) -> Compose:
+    """For inference: one binary channel as PNG, 0 and 255, at each image's own size, and a picture.
+
+    Args:
+        preprocessing: what the image went through.
+        output_dir: where to write.
+        class_names: of background and the class.
+    """
     return Compose(
         [
             Activationsd("pred", sigmoid=True),
             _inverted(preprocessing),
             AsDiscreted("pred", threshold=0.5),
+            SaveOverlayd("pred", output_dir, class_names),
             ScaleIntensityRanged("pred", 0, 1, 0, 255),
             SaveImaged(
                 "pred",

@@ -20,7 +20,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from monai.config import KeysCollection
 from monai.data import FolderLayout, MetaTensor
-from monai.transforms import LoadImage, MapTransform
+from monai.transforms import LoadImage, MapTransform, Orientation
 from monai.utils import string_list_all_gather
 from torch import Tensor
 
@@ -261,12 +261,13 @@ def draw_case(
             lowest and the 99.5th percentile of the slice.
 
     Returns:
-        The figure, of a volume's slice that holds the most foreground.
+        The figure, of a volume's axial slice that holds the most foreground.
 
     Raises:
         ValueError: if the image has no such channel, or other shapes do not fit it.
     """
     _check_drawn(image, channel, label=label, prediction=prediction)
+    label, prediction, image = (_radiological(v, image) for v in (label, prediction, image))
     spacing = _spacing_of(image)
     index = label.long().reshape(1, *label.shape)
     map_ = region_wise_map(index, "rrw", len(class_names), spacing)[0, 0]
@@ -315,12 +316,13 @@ def draw_overlay(
             lowest and the 99.5th percentile of the slice.
 
     Returns:
-        The figure, of a volume's slice that holds the most foreground.
+        The figure, of a volume's axial slice that holds the most foreground.
 
     Raises:
         ValueError: if the image has no such channel, or the label's shape does not fit it.
     """
     _check_drawn(image, channel, label=label)
+    label, image = _radiological(label, image), _radiological(image, image)
     position = _best_slice(label[0])
     picture, labels = (_rows_first(volume, position) for volume in (image[channel], label[0]))
     spacing = _spacing_of(image)
@@ -449,6 +451,18 @@ def _check_drawn(image: Tensor, channel: int, **labels: Tensor) -> None:
                 f"{name}: expected the image's grid {(1, *image.shape[1:])}, "
                 f"got shape {tuple(label.shape)}"
             )
+
+
+def _radiological(volume: Tensor, image: Tensor) -> Tensor:
+    """A volume with its axes to the left, the back and the head, by the image's affine: whatever
+    the order in the file, slices are axial and upright."""
+    if image.ndim != 4 or not isinstance(image, MetaTensor):
+        return volume
+    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    turned: Tensor = Orientation("LPS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(
+        MetaTensor(plain, affine=image.affine)
+    )
+    return turned
 
 
 def _spacing_of(image: Tensor) -> list[float]:
