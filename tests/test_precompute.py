@@ -419,6 +419,7 @@ def test_the_command_of_the_error_makes_the_map(
 ) -> None:
     folder = tmp_path / "a folder"
     path = write_label(folder / "l.nii.gz", blobs(rng, SHAPE, 3))
+    write_label(folder / "image.nii.gz", rng.integers(0, 200, SHAPE))
     load = LoadMapd(
         "label",
         tmp_path / "maps",
@@ -428,6 +429,7 @@ def test_the_command_of_the_error_makes_the_map(
         spacing=None,
         map_options={"inside": "shifted"},
         label_values={1: 1, 2: 2},
+        pattern="**/l*",
     )
     label = loaded(path)
     with pytest.raises(FileNotFoundError, match=r"l_boundary.nii.gz: no map of") as error:
