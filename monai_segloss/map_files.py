@@ -153,7 +153,10 @@ def map_path(
 
 
 def maps_command(
-    recipe: MapRecipe, label_dir: str | os.PathLike[str], map_dir: str | os.PathLike[str]
+    recipe: MapRecipe,
+    label_dir: str | os.PathLike[str],
+    map_dir: str | os.PathLike[str],
+    pattern: str | None = None,
 ) -> str:
     """The command line that makes the maps of a recipe."""
     words = ["python", "-m", "monai_segloss", "maps", str(label_dir), str(map_dir)]
@@ -169,6 +172,8 @@ def maps_command(
         words += ["--threshold", f"{recipe['threshold']:g}"]
     if recipe["dense"]:
         words += ["--dense"]
+    if pattern is not None:
+        words += ["--pattern", pattern]
     return shlex.join(words)
 
 

@@ -214,6 +214,7 @@ class LoadMapd(MapTransform):
         kind, num_classes, spacing, dense, map_options: as of :class:`RegionWiseMapd`.
         label_values, threshold: as the command was given them, if it was; the label itself is
             left as it is.
+        pattern: which files the command takes for labels; used in the advice of an error only.
         postfix: the new key is ``{key}_{postfix}``.
         allow_missing_keys: do not raise if a key is missing.
 
@@ -235,6 +236,7 @@ class LoadMapd(MapTransform):
         map_options: Mapping[str, Any] | None = None,
         label_values: Mapping[Any, Any] | None = None,
         threshold: float | None = None,
+        pattern: str | None = None,
         postfix: str = "map",
         allow_missing_keys: bool = False,
     ) -> None:
@@ -245,6 +247,7 @@ class LoadMapd(MapTransform):
             )
         self.map_dir = map_dir
         self.label_dir = label_dir
+        self.pattern = pattern
         self.recipe = make_recipe(
             kind,
             num_classes,
@@ -284,7 +287,7 @@ class LoadMapd(MapTransform):
             )
         file = str(label.meta["filename_or_obj"])
         path = map_path(file, self.label_dir, self.map_dir, self.recipe["kind"])
-        command = maps_command(self.recipe, self.label_dir, self.map_dir)
+        command = maps_command(self.recipe, self.label_dir, self.map_dir, self.pattern)
         if not path.exists():
             raise FileNotFoundError(f"{path}: no map of {file}; make it with: {command}")
         record = read_record(path)
