@@ -112,6 +112,7 @@ def label_map(
     map_options: Mapping[str, Any],
     map_dir: str | None,
     label_dir: str,
+    pattern: str,
     spacing: Literal["affine"] | None = "affine",
     label_values: Mapping[int, int] | None = None,
     threshold: float | None = None,
@@ -123,6 +124,7 @@ def label_map(
         map_dir: the folder that ``python -m monai_segloss maps`` made of ``label_dir``; None to
             compute the map.
         label_dir: the data set's folder.
+        pattern: its label files, for the advice of an error.
         label_values, threshold: how the bundle makes classes of a label file's values.
     """
     if map_dir is None:
@@ -139,6 +141,7 @@ def label_map(
         map_options=map_options,
         label_values=label_values,
         threshold=threshold,
+        pattern=pattern,
         postfix="map",
     )
 

@@ -296,8 +296,12 @@ def test_report_of_two_processes_is_written_once_about_all_cases(tmp_path: Path)
 # --------------------------------------------------------------------------- the figure
 
 
+# Columns to the left, rows to the back, slices to the head: as a picture is drawn.
+AXIAL = torch.diag(torch.tensor([-SPACING[0], -SPACING[1], SPACING[2], 1.0], dtype=torch.float64))
+
+
 def draw(label: NDArray[np.uint8], log: Any = ()) -> Figure:
-    affine = torch.diag(torch.tensor([*SPACING, 1.0], dtype=torch.float64))
+    affine = AXIAL
     image = MetaTensor(torch.as_tensor(label[None] * 40.0), affine=affine)
     index = torch.as_tensor(label[None])
     return draw_case(image, index, index.roll(1, dims=1), NAMES, "a case", log)
@@ -377,9 +381,29 @@ def test_figure_shows_the_curve_of_the_metric_there_is() -> None:
 # --------------------------------------------------------------------------- the overlay
 
 
+def test_a_volume_is_drawn_upright_whatever_its_order_in_the_file() -> None:
+    label = torch.as_tensor(discs()[None])
+    # Slices first and from the head down, then rows from the front, columns from the left.
+    turned = label.permute(0, 3, 2, 1).flip(1).flip(3)
+    affine = torch.zeros(4, 4, dtype=torch.float64)
+    affine[2, 0], affine[1, 1], affine[0, 2] = -SPACING[2], -SPACING[1], SPACING[0]
+    affine[3, 3] = 1
+    figures = [
+        draw_overlay(MetaTensor(volume * 40.0, affine=where), volume, NAMES)
+        for volume, where in ((label, AXIAL), (turned, affine))
+    ]
+    wanted, found = (
+        [np.asarray(image.get_array()) for image in figure.axes[0].get_images()]
+        for figure in figures
+    )
+    for a, b in zip(wanted, found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert figures[1].axes[0].get_aspect() == figures[0].axes[0].get_aspect()
+
+
 def test_overlay_shows_the_slice_with_most_foreground() -> None:
     label = torch.as_tensor(discs()[None])
-    affine = torch.diag(torch.tensor([*SPACING, 1.0], dtype=torch.float64))
+    affine = AXIAL
     figure = draw_overlay(MetaTensor(label * 40.0, affine=affine), label, NAMES, "a case")
     assert figure.axes[0].get_title() == "a case, slice 3"
     grey, classes = (np.asarray(image.get_array()) for image in figure.axes[0].get_images())
