@@ -390,6 +390,9 @@ def test_maps_from_files_are_the_maps_computed(
             for cached in (a, b):
                 cached["label"], cached["label_map"] = cached["label"][:1], cached["label"][1:]
         x, y = (torch.as_tensor(cached["label_map"]) for cached in (a, b))
+        if bundle == "chest_xray" and kind == "boundary":
+            # A file's distances are in its own pixels, not in those of the resized image.
+            x, y = x / x.abs().max(), y / y.abs().max()
         torch.testing.assert_close(torch.as_tensor(a["label"]), torch.as_tensor(b["label"]))
         assert x.shape == y.shape
         assert float((x - y).abs().mean()) < 0.1 * float(x.abs().max())
