@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,9 +61,12 @@ def auto_run(
     templates: Path,
     algos: Sequence[str],
     data: dict[str, Any],
-    train_params: dict[str, Any],
+    train_params: dict[str, Any] | None,
 ) -> None:
-    """The real AutoRunner in a process of its own, through the ensemble of all algorithms."""
+    """The real AutoRunner in a process of its own, through the ensemble of all algorithms.
+
+    Without ``train_params`` it stops when the bundles are generated.
+    """
     settings = {
         "work_dir": str(work_dir),
         "input": data,
@@ -82,6 +86,15 @@ def auto_run(
         env=environment(),
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+
+
+def clone_template(source: Path, folder: Path, name: str) -> None:
+    """A template under another name, which its class must bear too."""
+    target = folder / name
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    algo = target / "scripts" / "algo.py"
+    old, new = f"{source.name.capitalize()}Algo", f"{name.capitalize()}Algo"
+    algo.write_text(algo.read_text().replace(old, new))
 
 
 def environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""MONAI's real AutoRunner on a template of our own: data to ensemble, with losses of the plug-in."""
+"""MONAI's real AutoRunner on a template of our own, from data to ensemble."""
 
 from __future__ import annotations
 
@@ -10,20 +10,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from auto3dseg_helpers import TESTS, auto_run, make_volumes
+from auto3dseg_helpers import TESTS, auto_run, clone_template, make_volumes
 
 from monai_segloss.auto3dseg import patch_templates
 
 TEMPLATES = TESTS / "auto3dseg_template"
-
-
-def clone(source: Path, folder: Path, name: str) -> Path:
-    """The tests' template under another name, which its class must bear too."""
-    target = folder / name
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-    algo = target / "scripts" / "algo.py"
-    algo.write_text(algo.read_text().replace("ToysegAlgo", f"{name.capitalize()}Algo"))
-    return target
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +28,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "toysum": {"loss": "weighted_sum", "schedule": "gradual", "steps_per_epoch": 2},
     }
     for name, patch in patches.items():
-        clone(TEMPLATES / "toyseg", root / name, name)
+        clone_template(TEMPLATES / "toyseg", root / name, name)
         if patch:
             patch_templates(
                 root / name, root / "patched" / name, algos={name: "segresnet"}, **patch

@@ -93,12 +93,14 @@ class Auto3DSegLoss(_Loss):
         self.softmax, self.sigmoid = bool(softmax), bool(sigmoid)
         self.slicewise = slicewise
         self.loss = make_loss(
-            name, softmax=self.softmax, sigmoid=self.sigmoid, to_onehot_y=self.softmax, **options
+            name,
+            softmax=self.softmax,
+            sigmoid=self.sigmoid,
+            to_onehot_y=self.softmax,
+            **_with_tensors(options),
         )
         self.terms = _terms(name, self.loss)
-        for term, loss in self.terms.items():
-            if self.softmax:
-                _check_form(term, "softmax")
+        for loss in self.terms.values():
             if hasattr(loss, "spacing"):
                 loss.spacing = spacing if loss.spacing is None else loss.spacing
                 if slicewise:
@@ -244,6 +246,16 @@ _READ_PACKED = (SegmentationLoss, WeightedSumLoss)
 def _terms(name: str, loss: nn.Module) -> dict[str, nn.Module]:
     """The losses of the taxonomy in it, by name."""
     return dict(loss.losses.items()) if isinstance(loss, WeightedSumLoss) else {name: loss}
+
+
+def _with_tensors(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of classes as tensors: YAML holds lists, MONAI's losses do not all take them."""
+    return {
+        name: torch.as_tensor(value, dtype=torch.float32)
+        if isinstance(value, (list, tuple)) and f"_{name}".endswith("_weight")
+        else value
+        for name, value in options.items()
+    }
 
 
 def _check_form(name: str, form: str) -> None:

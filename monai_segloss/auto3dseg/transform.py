@@ -37,7 +37,8 @@ class PackTargetd(MapTransform):
         num_classes: channels C of the prediction.
         spacing: ``"affine"`` takes the voxel size in mm from the MetaTensor's affine (unit voxels
             for a plain tensor); numbers are used as given; None measures in voxels.
-        multi_label: the channels may overlap, or there is one; each is a binary problem.
+        multi_label: the channels may overlap and each is a binary problem; a single channel is one
+            anyway, and gets the map of background and foreground.
         slicewise: a map of each slice ``(H, W)`` of ``(H, W, D)``.
         map_options: the kind's own options.
         allow_missing_keys: do not raise if a key is missing.
@@ -93,9 +94,9 @@ class PackTargetd(MapTransform):
         region = region_wise_map(
             values,
             self.kind,
-            self.num_classes,
+            max(self.num_classes, 2),
             spacing,
-            multi_label=self.multi_label,
+            multi_label=self.multi_label and self.num_classes > 1,
             **self.map_options,
         )
         return region.movedim(0, -1).unsqueeze(0) if slices else region
