@@ -883,13 +883,14 @@ def test_commands(templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "status", "message"),
     [
-        (["--loss", "rwr"], "did you mean 'rrw'"),
-        (["--loss", "rrw", "--spacing", "big"], "--spacing: expected numbers, voxels or template"),
-        (["--loss", "rrw", "--option", "gamma"], "--option: expected NAME=VALUE"),
-        (["--loss", "rrw", "--option", "weight=[1"], "--option weight: expected YAML"),
-        (["--loss", "rrw", "--algos", "mine=unet"], "algo: expected one of"),
+        (["--loss", "rwr"], 1, "did you mean 'rrw'"),
+        (["--loss", "rrw", "--algos", "mine=unet"], 1, "algo: expected one of"),
+        (["--loss", "rrw", "--spacing", "1,1"], 1, "spacing: expected one number, 3 numbers"),
+        (["--loss", "rrw", "--spacing", "big"], 2, "expected template, voxels or numbers in mm"),
+        (["--loss", "rrw", "--option", "gamma"], 2, "expected KEY=VALUE, got 'gamma'"),
+        (["--loss", "rrw", "--option", "weight=[1"], 2, "expected YAML, got '[1'"),
     ],
 )
 def test_commands_say_what_is_wrong(
@@ -897,13 +898,17 @@ def test_commands_say_what_is_wrong(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
+    status: int,
     message: str,
 ) -> None:
     patch = ["auto3dseg", "patch-templates", str(templates), str(tmp_path / "dst")]
-    assert main([*patch, *arguments]) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1 or "YAML" in message
+    try:
+        ended = main([*patch, *arguments])
+    except SystemExit as error:
+        ended = error.code
+    assert ended == status
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "dst").exists()
 
 
 def test_monais_own_loss_stays_what_it_was() -> None:

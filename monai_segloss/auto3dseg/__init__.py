@@ -6,6 +6,7 @@ The public templates build their loss from a flat entry of a YAML file and call 
 """
 
 from monai_segloss.auto3dseg.checking import Checked, check
+from monai_segloss.auto3dseg.command import add_commands
 from monai_segloss.auto3dseg.layouts import LAYOUTS, Layout, Place, input_overrides, loss_config
 from monai_segloss.auto3dseg.loss import Auto3DSegLoss
 from monai_segloss.auto3dseg.patching import Algos, Maps, patch_bundles, patch_templates
@@ -27,6 +28,7 @@ __all__ = [
     "PackTargetDict",
     "PackTargetd",
     "Place",
+    "add_commands",
     "check",
     "input_overrides",
     "loss_config",
