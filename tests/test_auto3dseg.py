@@ -240,6 +240,15 @@ def test_slicewise_packing_gives_the_same_loss() -> None:
         ({"name": "lovasz_hinge"}, "softmax, other_act: expected neither"),
         ({"name": "rrw", "schedule": "gradual", "steps_per_epoch": 1}, "no weighted_sum"),
         ({"name": "weighted_sum", "schedule": "gradual"}, "steps_per_epoch: expected a whole"),
+        (
+            {
+                "name": "weighted_sum",
+                "schedule": "equal",
+                "steps_per_epoch": 3,
+                "weights": [1, 2],
+            },
+            "weights: expected none, since the schedule sets them",
+        ),
         ({"name": "weighted_sum", "steps_per_epoch": 3}, "schedule: expected a name"),
         ({"name": "weighted_sum", "schedule": "no", "steps_per_epoch": 3}, "equal, gradual"),
     ],
@@ -772,7 +781,7 @@ def test_a_nested_component_would_fail_the_two_parses() -> None:
         ({"weight": torch.ones(3)}, "options: expected numbers, strings, lists"),
         ({"spacing": "mm"}, "spacing: expected 'template'"),
         ({"spacing": [1, 1]}, "spacing: expected one number, 3 numbers"),
-        ({"section": "training"}, "section: expected None"),
+        ({"section": "training"}, "section: expected one of None for segresnet"),
     ],
 )
 def test_entries_that_yaml_or_the_parse_cannot_hold(

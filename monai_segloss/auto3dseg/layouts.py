@@ -149,14 +149,12 @@ def loss_config(
             option that YAML cannot hold.
     """
     layout = get_layout(algo)
-    sections = {place.keys[0]: place for place in layout.places}
-    place = layout.places[0]
-    if section is not None:
-        if section not in sections or len(place.keys) == 1:
-            raise ValueError(
-                f"section: expected None (dints: {', '.join(sections)}), got {section!r}"
-            )
-        place = sections[section]
+    places = {place.keys[0] if len(place.keys) > 1 else None: place for place in layout.places}
+    if section is not None and section not in places:
+        raise ValueError(
+            f"section: expected one of {', '.join(map(str, places))} for {algo}, got {section!r}"
+        )
+    place = layout.places[0] if section is None else places[section]
     return _entry(name, layout, place, spacing, schedule, steps_per_epoch, options)
 
 

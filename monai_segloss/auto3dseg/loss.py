@@ -60,8 +60,9 @@ class Auto3DSegLoss(_Loss):
 
     Raises:
         ValueError: on an unknown name or option, a loss that does not take the activation, a
-            reduction other than to one number, a schedule without ``steps_per_epoch`` or for
-            anything but a sum; at call time on a target of other channels or values.
+            reduction other than to one number, a schedule without ``steps_per_epoch``, beside
+            ``weights`` or for anything but a sum; at call time on a target of other channels or
+            values.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Auto3DSegLoss(_Loss):
         self._stepped = False
         self._values_seen = False
         if schedule is not None or steps_per_epoch is not None:
-            self._check_schedule()
+            self._check_schedule(options)
             self._apply_schedule()
 
     @property
@@ -207,7 +208,7 @@ class Auto3DSegLoss(_Loss):
 
     # ---------------------------------------------------------------------------- schedule
 
-    def _check_schedule(self) -> None:
+    def _check_schedule(self, options: Mapping[str, Any]) -> None:
         if self.schedule is None:
             raise ValueError(
                 f"schedule: expected a name with steps_per_epoch={self.steps_per_epoch}, got None"
@@ -215,6 +216,10 @@ class Auto3DSegLoss(_Loss):
         get_schedule(self.schedule)
         if not isinstance(self.loss, WeightedSumLoss):
             raise ValueError(f"schedule: expected none, since {self.name} is no weighted_sum")
+        if options.get("weights") is not None:
+            raise ValueError(
+                f"weights: expected none, since the schedule sets them, got {options['weights']}"
+            )
         if not isinstance(self.steps_per_epoch, int) or self.steps_per_epoch < 1:
             raise ValueError(
                 "steps_per_epoch: expected a whole number >= 1, since Auto3DSeg tells its loss "
