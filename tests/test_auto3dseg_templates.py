@@ -21,7 +21,7 @@ from auto3dseg_helpers import auto_run, clone_template, make_volumes
 from monai.bundle import ConfigParser
 from monai.data import list_data_collate
 
-from monai_segloss.auto3dseg import LAYOUTS, check, patch_bundles, patch_templates
+from monai_segloss.auto3dseg import LAYOUTS, check, input_overrides, patch_bundles, patch_templates
 
 VARIABLE = "MONAI_SEGLOSS_AUTO3DSEG_TEMPLATES"
 TEMPLATES = Path(os.environ.get(VARIABLE, "not-given"))
@@ -48,6 +48,30 @@ EPOCHS = 8
 ROI = {"segresnet": [32, 32, 32], "segresnet2d": [32, 32, 8]}
 
 
+def small(algo: str) -> dict[str, Any]:
+    """What of AutoRunner's input makes a training that a CPU can do."""
+    network = {
+        "_target_": "SegResNetDS",
+        "init_filters": 8,
+        "blocks_down": [1, 1, 1],
+        "norm": "INSTANCE",
+        "in_channels": "@input_channels",
+        "out_channels": "@output_classes",
+        "dsdepth": 2,
+        **({"spatial_dims": 2} if algo == "segresnet2d" else {}),
+    }
+    return {
+        "roi_size": ROI[algo],
+        "network": network,
+        "auto_scale_allowed": False,
+        "num_workers": 0,
+        "determ": True,
+        "learning_rate": 0.005,
+        "num_epochs": EPOCHS,
+        "num_epochs_per_validation": EPOCHS,
+    }
+
+
 @pytest.fixture(scope="module", params=["segresnet", "segresnet2d"])
 def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One AutoRunner that trains a template with every loss, and ensembles them all."""
@@ -58,27 +82,7 @@ def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         if patch:
             patch_templates(root / name, root / f"{name}s", algos={name: request.param}, **patch)
         shutil.move(root / (f"{name}s" if patch else name) / name, templates / name)
-    network = {
-        "_target_": "SegResNetDS",
-        "init_filters": 8,
-        "blocks_down": [1, 1, 1],
-        "norm": "INSTANCE",
-        "in_channels": "@input_channels",
-        "out_channels": "@output_classes",
-        "dsdepth": 2,
-        **({"spatial_dims": 2} if request.param == "segresnet2d" else {}),
-    }
-    data = {
-        **make_volumes(root / "data"),
-        "roi_size": ROI[request.param],
-        "network": network,
-        "auto_scale_allowed": False,
-        "num_workers": 0,
-        "determ": True,
-        "learning_rate": 0.005,
-        "num_epochs": EPOCHS,
-        "num_epochs_per_validation": EPOCHS,
-    }
+    data = {**make_volumes(root / "data"), **small(request.param)}
     auto_run(root / "work", templates, list(LOSSES), data, {})
     return root / "work"
 
@@ -143,6 +147,21 @@ def test_all_four_templates_are_patched_and_checked(
         "swinunetr",
     ]
     assert {row.packed for row in rows} == {maps == "packed"}
+
+
+def test_input_reaches_a_bundle_and_a_bundle_is_patched_before_it_trains(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    data = {**make_volumes(tmp_path / "data"), **small("segresnet"), "num_epochs": 2}
+    given = {**data, **input_overrides("focal_tversky", "segresnet")}
+    auto_run(work, TEMPLATES, ["segresnet"], given, None)
+    (row,) = check(work, cmd_prefix=sys.executable)
+    assert (row.folder.name, row.name, row.packed) == ("segresnet_0", "focal_tversky", False)
+    patch_bundles(work, "boundary", maps="packed")
+    auto_run(work, TEMPLATES, ["segresnet"], data, {})
+    log = (work / "segresnet_0/model/training.log").read_text()
+    assert "name: boundary" in log
+    assert "PackTargetd" in log
+    assert list((work / "ensemble_output").glob("*.nii.gz"))
 
 
 @pytest.fixture(scope="module")
