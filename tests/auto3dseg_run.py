@@ -36,10 +36,10 @@ def run(settings: dict[str, Any]) -> None:
     runner.set_analyze_params({"do_ccp": False, "device": "cpu"})
     runner.set_training_params(train_params)
     runner.set_ensemble_method("AlgoEnsembleBestN", n_best=settings["n_best"])
-    if train_params is not None:
+    if "swinunetr" not in settings["algos"]:
         runner.run()
         return
-    # swinunetr asks for the GPU's memory to choose its number of crops.
+    # It asks for the GPU's memory to choose its number of crops; on a CPU it cannot train anyway.
     memory = (16 * 1024**3, 16 * 1024**3)
     with (
         mock.patch("torch.cuda.device_count", return_value=1),

@@ -151,7 +151,8 @@ def test_all_four_templates_are_patched_and_checked(
 
 def test_input_reaches_a_bundle_and_a_bundle_is_patched_before_it_trains(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    data = {**make_volumes(tmp_path / "data"), **small("segresnet"), "num_epochs": 2}
+    data = {**make_volumes(tmp_path / "data"), **small("segresnet")}
+    data |= {"num_epochs": 1, "num_epochs_per_validation": 1}
     given = {**data, **input_overrides("focal_tversky", "segresnet")}
     auto_run(work, TEMPLATES, ["segresnet"], given, None)
     (row,) = check(work, cmd_prefix=sys.executable)
