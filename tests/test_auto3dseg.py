@@ -110,6 +110,20 @@ def test_packed_target_gives_the_map_or_leaves_it_unread(name: str) -> None:
     torch.testing.assert_close(loss(logits, packed), loss(logits, label))
 
 
+@pytest.mark.parametrize("name", softmax_names())
+def test_dints_may_add_to_the_loss_in_place(name: str) -> None:
+    label = balls(size=(8, 8, 8))
+    gradients = []
+    for in_place in (False, True):
+        logits = logits_for(label)
+        value = Auto3DSegLoss(name)(logits, label)
+        if in_place:
+            value += 1.0
+        value.backward()
+        gradients.append(logits.grad)
+    torch.testing.assert_close(*gradients)
+
+
 def test_packed_map_is_read_not_computed_again() -> None:
     label = balls()
     logits = logits_for(label)
@@ -293,6 +307,16 @@ def test_schedule_counts_backward_passes(outputs: int) -> None:
         with torch.no_grad():
             criterion(logits, label)
     assert weights == [[1.0, 0.0], [1.0, 0.0], [0.99, 0.01], [0.99, 0.01], [0.98, 0.02]]
+
+
+def test_a_loss_that_was_added_to_in_place_counts_too() -> None:
+    loss = scheduled()
+    label = balls(size=(8, 8, 8))
+    for _ in range(3):
+        value = loss(logits_for(label), label)
+        value += 1.0
+        value.backward()
+    assert loss.step == 2
 
 
 def test_validation_counts_no_step() -> None:
