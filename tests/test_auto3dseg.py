@@ -536,6 +536,16 @@ loss:
     assert text == SEGRESNET[:start] + entry + SEGRESNET[end:]
 
 
+def test_line_ends_of_windows_stay(templates: Path, tmp_path: Path) -> None:
+    path = templates / "segresnet/configs/hyper_parameters.yaml"
+    path.write_bytes(SEGRESNET.replace("\n", "\r\n").encode())
+    patch_templates(templates, tmp_path / "dst", "rrw", "segresnet")
+    new = (tmp_path / "dst/segresnet/configs/hyper_parameters.yaml").read_bytes().decode()
+    start, end = SEGRESNET.index("loss:"), SEGRESNET.index("\n# stays")
+    assert new.startswith(SEGRESNET[:start].replace("\n", "\r\n"))
+    assert new.endswith(SEGRESNET[end:].replace("\n", "\r\n"))
+
+
 @pytest.mark.parametrize("maps", ["online", "packed"])
 def test_all_layouts_are_patched_and_pass_the_check(
     templates: Path, tmp_path: Path, maps: Any

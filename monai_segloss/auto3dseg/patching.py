@@ -249,7 +249,8 @@ def is_ours(item: Any) -> bool:
 def _read(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a configuration file of Auto3DSeg, found none")
-    return path.read_text(encoding="utf-8")
+    # As bytes, since read_text would change the line ends of Windows.
+    return path.read_bytes().decode("utf-8")
 
 
 def _apply(edits: Mapping[Path, str | None]) -> None:
@@ -262,7 +263,7 @@ def _apply(edits: Mapping[Path, str | None]) -> None:
                 path.unlink(missing_ok=True)
             else:
                 with replacing(path) as partial:
-                    partial.write_text(text, encoding="utf-8")
+                    partial.write_text(text, encoding="utf-8", newline="")
         undo.pop_all()
 
 
