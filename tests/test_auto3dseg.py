@@ -110,6 +110,19 @@ def test_packed_target_gives_the_map_or_leaves_it_unread(name: str) -> None:
     torch.testing.assert_close(loss(logits, packed), loss(logits, label))
 
 
+@pytest.mark.parametrize("name", ["dice", "tversky", "generalized_dice", "focal", "weighted_sum"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_monais_losses_count_small_integers_right(name: str, packed: bool) -> None:
+    # More than 255 voxels a class: sums in uint8 would wrap.
+    label = torch.ones(1, 1, 16, 16, 16)
+    logits = logits_for(label, 2)
+    loss = Auto3DSegLoss(name)
+    target = torch.cat([one_hot(label, 2), torch.zeros(1, 1, 16, 16, 16)], 1) if packed else label
+    if name == "weighted_sum" and packed:
+        target = one_hot(label, 2)
+    torch.testing.assert_close(loss(logits, label.to(torch.uint8)), loss(logits, target))
+
+
 @pytest.mark.parametrize("name", softmax_names())
 def test_dints_may_add_to_the_loss_in_place(name: str) -> None:
     label = balls(size=(8, 8, 8))

@@ -161,9 +161,6 @@ class Auto3DSegLoss(_Loss):
             label = one_hot_to_index(label, "target", "sigmoid=True", check=self._may_look(label))
         elif classes > 1 and self.sigmoid and label_channels == 1:
             label = one_hot(label, classes)
-        if not isinstance(self.loss, SegmentationLoss):
-            # MONAI's losses compute with the label's dtype.
-            label = label.float()
         if not isinstance(self.loss, _READ_PACKED) or not region.shape[1]:
             return label
         return torch.cat([label.to(region.dtype), region], dim=1)
