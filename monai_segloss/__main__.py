@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_segloss import __version__
+from monai_segloss.auto3dseg import add_commands
 from monai_segloss.bundle import bundle_names, copy_bundle
 from monai_segloss.datasets import (
     make_acdc17_phantom,
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     maps.add_argument("--overwrite", action="store_true", help="make anew what was made otherwise")
     maps.set_defaults(run=_maps)
+    add_commands(commands.add_parser("auto3dseg", help="a loss for MONAI's Auto3DSeg"))
 
     losses = commands.add_parser("losses", help="list the losses by name")
     losses.set_defaults(run=_losses)

@@ -1,0 +1,1 @@
+"""Generation, training and inference of the template."""
