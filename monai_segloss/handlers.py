@@ -130,7 +130,10 @@ class Checkpointing:
                 _follow_schedule(item)
         # Not engine.load_state_dict: it would bring back the max_epochs of the interrupted run.
         engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["iteration"]
+        # Ignite ends a run by its iterations too, and an epoch's may be others than they were: the
+        # batch, the data or the number of processes has changed.
+        length = engine.state.epoch_length
+        engine.state.iteration = state["epoch"] * length if length else state["iteration"]
         limit = engine.state.max_epochs
         if limit is not None and state["epoch"] >= limit:
             logger.warning(

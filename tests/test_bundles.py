@@ -420,3 +420,16 @@ def test_error_label_value_of_no_class(datasets: dict[str, Path], tmp_path: Path
     with pytest.raises(RuntimeError) as caught:
         run("train", datasets["brats18"], tmp_path, bundle="brats18", **values)
     assert "expected the values 0, 1, 2, got 4 too" in chain(caught.value)
+
+
+@pytest.mark.parametrize("batch_sizes", [(2, 4), (4, 2)])
+def test_a_run_goes_on_with_another_number_of_steps_an_epoch(
+    batch_sizes: tuple[int, int], datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """Ignite compares iterations with the new epoch length: it would stop before its time."""
+    data = datasets["chest_xray"]
+    few = {"bundle": "chest_xray", "val_interval": 9}
+    run("train", data, tmp_path, max_epochs=2, batch_size=batch_sizes[0], **few)
+    run("train", data, tmp_path, max_epochs=3, batch_size=batch_sizes[1], **few)
+    log = read_log(tmp_path / "models" / "training.csv")
+    assert [row["epoch"] for row in log] == [1, 2, 3]
