@@ -433,3 +433,16 @@ def test_a_run_goes_on_with_another_number_of_steps_an_epoch(
     run("train", data, tmp_path, max_epochs=3, batch_size=batch_sizes[1], **few)
     log = read_log(tmp_path / "models" / "training.csv")
     assert [row["epoch"] for row in log] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_share_smaller_than_the_batch_is_trained_with(
+    bundle: str, datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """As in the overlay for several processes: it is the process's own share that counts."""
+    share = {"train#dataset#data": "$@train#data[:1]", "batch_size": 2, "train_patients": None}
+    if bundle in ("brats18", "kits19"):  # two cases train
+        share |= {"train#data": "$2 * " + raw_config("train", bundle)["train"]["data"][1:]}
+    made = workflow("train", datasets[bundle], tmp_path, bundle=bundle, **share)
+    assert len(item(made, "train#data")) > 2
+    assert len(item(made, "train#dataloader")) == 1
