@@ -343,9 +343,11 @@ def evaluation_handlers(
     output_dir: str,
     class_names: Sequence[str],
     training_log: str,
-    figure_case: int | None,
+    figure_case: int | Literal["none"] | None,
 ) -> list[Any]:
-    """Load the weights; leave a table, files and a figure."""
+    """Load the weights; leave a table, files and a figure, but for the case None or "none"."""
+    if figure_case == "none":  # MONAI's command line drops an override that is None.
+        figure_case = None
     return [
         _loader(network, ckpt_path, device),
         EvaluationReport(output_dir, class_names, training_log, figure_case),

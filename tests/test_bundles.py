@@ -15,7 +15,7 @@ import itk
 import numpy as np
 import pytest
 import torch
-from bundle_helpers import TINY_OF, chain, item, raw_config, run, workflow
+from bundle_helpers import TINY_OF, chain, command, item, raw_config, run, workflow
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.data import load_net_with_metadata
 from monai.utils import set_determinism
@@ -446,3 +446,16 @@ def test_a_share_smaller_than_the_batch_is_trained_with(
     made = workflow("train", datasets[bundle], tmp_path, bundle=bundle, **share)
     assert len(item(made, "train#data")) > 2
     assert len(item(made, "train#dataloader")) == 1
+
+
+def test_a_loss_alone_from_the_command_line(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """MONAI drops an override that is None, so the word says it."""
+    overrides = {**TINY_OF["acdc17"], **TINY_STEPS["acdc17"], "loss_name": "boundary"}
+    overrides |= {"dataset_dir": str(datasets["acdc17"]), "bundle_root": str(tmp_path)}
+    del overrides["device"]
+    words = [f"--{name}={value}" for name, value in overrides.items()]
+    config = bundle_path("acdc17") / "configs" / "train.json"
+    start = ("-m", "monai.bundle", "run", f"--config_file={config}", "--partner=none")
+    command(*start, *words, cwd=tmp_path)
+    (row,) = read_log(tmp_path / "models" / "training.csv")
+    assert not any(name.startswith("weight_") for name in row)

@@ -95,6 +95,7 @@ class LossRow:
 
 
 _DEFAULT = "default"
+_NONE = "none"
 _VT = "Valverde & Tohka 2022"
 # Losses in units of distance start from Dice alone and end almost alone, as Kervadec et al. 2019.
 
@@ -306,7 +307,8 @@ def make_training_loss(
     Args:
         name: a name of :data:`TAXONOMY`.
         options: further arguments of that loss.
-        partner: ``"default"`` for the row's own; None for the loss alone; or another name.
+        partner: ``"default"`` for the row's own; None or ``"none"`` for the loss alone; or another
+            name. MONAI's command line drops an override that is None, hence the word.
         **conventions: arguments of both, such as ``softmax`` and ``to_onehot_y``.
 
     Returns:
@@ -331,6 +333,8 @@ def get_partner(name: str, partner: str | None = _DEFAULT) -> str | None:
     row = get_loss_row(name)
     if partner == _DEFAULT:
         return row.partner
+    if partner == _NONE:
+        return None
     if partner is not None and get_loss_row(partner) is row:
         raise ValueError(f"partner: expected another loss than {name!r}, None or 'default'")
     return partner
