@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed
 from ignite.engine import Engine
-from monai.data import partition_dataset
+from monai.data import MetaTensor, partition_dataset
 from monai.engines import Evaluator
 from monai.handlers import CheckpointLoader, LrScheduleHandler, StatsHandler
 from monai.transforms import (
@@ -88,8 +88,11 @@ def load_nifti(keys: str | Sequence[str]) -> list[Transform]:
 def load_xray(keys: str | Sequence[str], label: str = "label") -> list[Transform]:
     """Read X-rays and lung masks through ITK, as one channel each.
 
-    An image in colours is averaged. A mask may be several files, of one lung each; lung is what is
-    brighter than half of 255 in any of them.
+    An image in colours is averaged. A mask may be two files, of one lung each; lung is what is
+    brighter than half of 255 in any of them. A channel of opacity is passed over.
+
+    Raises:
+        ValueError: while loading, on a mask that is neither empty nor anywhere that bright.
     """
     names = ensure_tuple(keys)
     load = LoadImaged(names, reader="ITKReader", ensure_channel_first=True, image_only=True)
@@ -99,11 +102,27 @@ def load_xray(keys: str | Sequence[str], label: str = "label") -> list[Transform
 
 
 def _grey(image: Tensor) -> Tensor:
-    return image.mean(0, keepdim=True)
+    return _opaque(image).mean(0, keepdim=True)
 
 
 def _union_of_masks(mask: Tensor) -> Tensor:
-    return (mask.amax(0, keepdim=True) > 127).to(torch.uint8)
+    brightest = _opaque(mask).amax(0, keepdim=True)
+    if 0 < float(brightest.max()) <= 127:
+        name = getattr(mask, "meta", {}).get("filename_or_obj", "mask")
+        raise ValueError(
+            f"{name}: expected a mask that is 255 where lung is, got nothing brighter than "
+            f"{float(brightest.max()):g}"
+        )
+    union = (brightest > 127).to(torch.uint8)
+    if mask.shape[0] == 2 and isinstance(union, MetaTensor):
+        # Of two files MONAI names the first; the map of one lung is not the map of both.
+        union.meta.pop("filename_or_obj", None)
+    return union
+
+
+def _opaque(picture: Tensor) -> Tensor:
+    """Without the fourth channel, which tells how opaque each pixel is."""
+    return picture[:3] if picture.shape[0] == 4 else picture
 
 
 def label_map(

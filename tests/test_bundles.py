@@ -18,11 +18,14 @@ import torch
 from bundle_helpers import TINY_OF, chain, command, item, raw_config, run, workflow
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.data import load_net_with_metadata
+from monai.transforms import Compose
 from monai.utils import set_determinism
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from monai_segloss.bundle import bundle_names, bundle_path, copy_bundle
+from monai_segloss.bundle_parts import load_xray
 from monai_segloss.datasets import (
     make_acdc17_phantom,
     make_brats18_phantom,
@@ -459,3 +462,35 @@ def test_a_loss_alone_from_the_command_line(datasets: dict[str, Path], tmp_path:
     command(*start, *words, cwd=tmp_path)
     (row,) = read_log(tmp_path / "models" / "training.csv")
     assert not any(name.startswith("weight_") for name in row)
+
+
+def test_two_lungs_in_two_files_have_no_map_in_a_file(tmp_path: Path) -> None:
+    """MONAI names the left lung's file alone; its map would pass for that of both."""
+    data = make_chest_xray_phantom(tmp_path / "nlm", 6, 96, layout="nlm", progress=False)
+    left = {"pattern": "**/leftMask/*.png", "threshold": 127, "spacing": None, "workers": 1}
+    precompute_maps(data, tmp_path / "maps", "boundary", **left)
+    few = {"loss_name": "boundary", "map_dir": str(tmp_path / "maps"), **ONE_STEP}
+    with pytest.raises(RuntimeError) as caught:
+        run("train", data, tmp_path, bundle="chest_xray", **few)
+    assert "expected a label that LoadImaged loaded from one file" in chain(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "16 bits"])
+def test_masks_and_images_of_any_kind_of_png(mode: str, tmp_path: Path) -> None:
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:15, 10:50] = 255
+    picture = Image.fromarray(mask).convert(mode) if mode != "16 bits" else None
+    if picture is None:
+        picture = Image.fromarray(mask.astype(np.uint16) * 257)
+    picture.save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    loaded = Compose(load_xray(("image", "label")))({"image": path, "label": path})
+    assert np.array_equal(np.asarray(loaded["label"][0]).T, mask > 0)
+    assert float(loaded["image"].min()) == 0
+
+
+def test_error_mask_that_would_be_empty(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(RuntimeError) as caught:
+        Compose(load_xray(("image", "label")))(dict.fromkeys(("image", "label"), tmp_path / "a.png"))
+    assert "expected a mask that is 255 where lung is" in chain(caught.value)
