@@ -304,7 +304,18 @@ def _on_own_grid(preprocessing: Compose) -> list[Transform]:
 
 def _inverted(preprocessing: Compose) -> Transform:
     # Scores, not labels, are resampled.
-    return Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
+    invert = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
+    return Compose([Lambdad("image", _enlarged_smoothly), invert])
+
+
+def _enlarged_smoothly(image: Tensor) -> Tensor:
+    """An image that was averaged down (area) is to be enlarged by linear interpolation: the inverse
+    would give each pixel a block of its own value."""
+    for step in getattr(image, "applied_operations", []):
+        if step.get("class") == "Resize" and step["extra_info"]["mode"] == "area":
+            axes = len(step["orig_size"])
+            step["extra_info"]["mode"] = {2: "bilinear", 3: "trilinear"}[axes]
+    return image
 
 
 # --------------------------------------------------------------------------- handlers

@@ -17,15 +17,15 @@ import pytest
 import torch
 from bundle_helpers import TINY_OF, chain, command, item, raw_config, run, workflow
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
-from monai.data import load_net_with_metadata
-from monai.transforms import Compose
+from monai.data import MetaTensor, load_net_with_metadata
+from monai.transforms import Compose, Resized
 from monai.utils import set_determinism
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from monai_segloss.bundle import bundle_names, bundle_path, copy_bundle
-from monai_segloss.bundle_parts import load_xray
+from monai_segloss.bundle_parts import load_xray, on_label_grid, saved_mask
 from monai_segloss.datasets import (
     make_acdc17_phantom,
     make_brats18_phantom,
@@ -492,5 +492,31 @@ def test_masks_and_images_of_any_kind_of_png(mode: str, tmp_path: Path) -> None:
 def test_error_mask_that_would_be_empty(tmp_path: Path) -> None:
     Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(RuntimeError) as caught:
-        Compose(load_xray(("image", "label")))(dict.fromkeys(("image", "label"), tmp_path / "a.png"))
+        Compose(load_xray(("image", "label")))(
+            dict.fromkeys(("image", "label"), tmp_path / "a.png")
+        )
     assert "expected a mask that is 255 where lung is" in chain(caught.value)
+
+
+@pytest.mark.parametrize(("bundle", "size"), [("chest_xray", (64, 80)), ("kits19", (64, 80, 5))])
+def test_scores_are_enlarged_smoothly(bundle: str, size: tuple[int, ...], tmp_path: Path) -> None:
+    """An image averaged down is not made of blocks again."""
+    centre = [n / 2 for n in size[:2]]
+    x, y = np.meshgrid(*(np.arange(n) for n in size[:2]), indexing="ij")
+    disc = np.hypot(x - centre[0], y - centre[1]) < 0.3 * size[0]
+    truth = np.broadcast_to(disc.reshape(*size[:2], *[1] * (len(size) - 2)), size).copy()
+    image = MetaTensor(torch.as_tensor(truth[None] * 1.0).float(), torch.eye(4))
+    grid = [size[0] // 4, size[1] // 4, *[-1] * (len(size) - 2)]
+    down = Compose([Resized("image", grid, mode="area")])
+    seen = down({"image": image})["image"]
+    flat = MetaTensor(torch.cat([0.5 - seen, seen - 0.5]), meta=seen.meta)
+    if bundle == "kits19":
+        back = on_label_grid(down, 2)({"image": seen, "pred": flat, "label": image})["pred"][1]
+    else:
+        out = tmp_path / "out"
+        seen.meta["filename_or_obj"] = str(tmp_path / "a.png")
+        Image.fromarray((truth * 255).T.astype(np.uint8)).save(tmp_path / "a.png")
+        saved_mask(down, str(out), ["background", "lung"])({"image": seen, "pred": flat[1:]})
+        back = torch.as_tensor(read_image(out / "a_pred.png") > 127)
+    wrong = float((torch.as_tensor(back).bool() != torch.as_tensor(truth)).float().sum())
+    assert wrong < 0.035 * truth.sum()
