@@ -136,6 +136,10 @@ class Checkpointing:
         engine.state.iteration = state["epoch"] * length if length else state["iteration"]
         limit = engine.state.max_epochs
         if limit is not None and state["epoch"] >= limit:
+            if idist.get_rank() == 0:
+                # An interruption between the two files leaves the weights of the epoch before.
+                with replacing(self.model_path) as partial:
+                    torch.save(state["model"], partial)
             logger.warning(
                 "%s: already trained for %d epochs, nothing left to do; raise max_epochs to go on",
                 self.path,
