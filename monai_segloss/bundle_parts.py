@@ -245,9 +245,11 @@ def saved_labels(
         class_names: names of all classes, background first.
         data_root: folders below it are kept; without one all files go to ``output_dir``.
         label_values: value in the file -> class, as the label was read; None if they are the same.
+            A class of several values is written as the first of them.
         window: the values drawn black and white; None for the image's range.
     """
-    to_file = {c: value for value, c in (label_values or {}).items()}
+    # Of several values of one class the first: of 1 and 3 in one, 1.
+    to_file = {int(c): int(v) for v, c in reversed((label_values or {}).items())}
     return Compose(
         [
             *_on_own_grid(preprocessing),
