@@ -18,14 +18,14 @@ import torch
 from bundle_helpers import TINY_OF, chain, command, item, raw_config, run, workflow
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.data import MetaTensor, load_net_with_metadata
-from monai.transforms import Compose, Resized
+from monai.transforms import Compose, MapLabelValued, Resized
 from monai.utils import set_determinism
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from monai_segloss.bundle import bundle_names, bundle_path, copy_bundle
-from monai_segloss.bundle_parts import load_xray, on_label_grid, saved_mask
+from monai_segloss.bundle_parts import load_xray, on_label_grid, saved_labels, saved_mask
 from monai_segloss.datasets import (
     make_acdc17_phantom,
     make_brats18_phantom,
@@ -33,7 +33,7 @@ from monai_segloss.datasets import (
     make_kits19_phantom,
 )
 from monai_segloss.handlers import METRIC_NAMES, read_log
-from monai_segloss.losses import TAXONOMY, WeightedSumLoss
+from monai_segloss.losses import TAXONOMY, WeightedSumLoss, make_training_loss
 from monai_segloss.precompute import precompute_maps
 
 BUNDLES = ("acdc17", "brats18", "chest_xray", "kits19")
@@ -520,3 +520,50 @@ def test_scores_are_enlarged_smoothly(bundle: str, size: tuple[int, ...], tmp_pa
         back = torch.as_tensor(read_image(out / "a_pred.png") > 127)
     wrong = float((torch.as_tensor(back).bool() != torch.as_tensor(truth)).float().sum())
     assert wrong < 0.035 * truth.sum()
+
+
+def test_weights_of_an_interrupted_last_epoch_are_written(
+    datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """A run that was killed between its two files has nothing left to train, and no weights."""
+    data = datasets["chest_xray"]
+    run("train", data, tmp_path, bundle="chest_xray", **ONE_STEP)
+    weights = (tmp_path / "models" / "model.pt").read_bytes()
+    (tmp_path / "models" / "model.pt").unlink()
+    run("train", data, tmp_path, bundle="chest_xray", **ONE_STEP)
+    assert (tmp_path / "models" / "model.pt").read_bytes() == weights
+
+
+def test_error_resumed_on_another_split(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """What was tested would be trained with."""
+    data = datasets["chest_xray"]
+    run("train", data, tmp_path, bundle="chest_xray", **ONE_STEP)
+    with pytest.raises(RuntimeError) as caught:
+        run("train", data, tmp_path, bundle="chest_xray", split_seed=1, **ONE_STEP)
+    assert "split_seed was 0, is 1" in chain(caught.value)
+
+
+def test_a_class_of_several_values_is_written_as_the_first(tmp_path: Path) -> None:
+    values = {0: 0, 1: 1, 2: 2, 3: 1, 4: 3}
+    saved = saved_labels(Compose([]), str(tmp_path), ["", "a", "b", "c"], label_values=values)
+    (mapper,) = (t.mapper for t in saved.transforms if isinstance(t, MapLabelValued))
+    assert dict(zip(mapper.orig_labels, mapper.target_labels, strict=True)) == {
+        0: 0,
+        1: 1,
+        2: 2,
+        3: 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (name, {"weight": [1.0, 1.0, 2.0, 1.0]})
+        for name in ("cross_entropy", "dice", "dice_ce", "focal", "rrw", "dice_focal")
+    ]
+    + [("dice", {"softmax": True, "include_background": False})],
+)
+def test_options_of_a_loss_as_a_user_writes_them(name: str, options: dict[str, Any]) -> None:
+    loss = make_training_loss(name, options, softmax=True, to_onehot_y=True)
+    label = torch.randint(0, 4, (2, 1, 16, 16)).float()
+    assert torch.isfinite(loss(torch.randn(2, 4, 16, 16), label))
