@@ -48,7 +48,7 @@ from torch.optim.lr_scheduler import _LRScheduler
 
 from monai_segloss.handlers import Checkpointing, TrainingLog
 from monai_segloss.losses import WeightedSumLoss
-from monai_segloss.report import EvaluationReport, SaveOverlayd
+from monai_segloss.report import BelowLayout, EvaluationReport, SaveOverlayd
 from monai_segloss.schedule import LossWeightSchedule
 from monai_segloss.transforms import LoadMapd, RegionWiseMapd, SameGridd, WholeNiftid
 
@@ -243,13 +243,14 @@ def saved_labels(
         preprocessing: what the image went through.
         output_dir: where to write.
         class_names: names of all classes, background first.
-        data_root: folders below it are kept; without one all files go to ``output_dir``.
+        data_root: folders below it are kept; without one, and of files that are not below it, all
+            go to ``output_dir`` itself.
         label_values: value in the file -> class, as the label was read; None if they are the same.
             A class of several values is written as the first of them.
         window: the values drawn black and white; None for the image's range.
     """
     # Of several values of one class the first: of 1 and 3 in one, 1.
-    to_file = {int(c): int(v) for v, c in reversed((label_values or {}).items())}
+    to_file = {int(c): int(v) for v, c in reversed(list((label_values or {}).items()))}
     return Compose(
         [
             *_on_own_grid(preprocessing),
@@ -258,14 +259,13 @@ def saved_labels(
             *([MapLabelValued("pred", list(to_file), list(to_file.values()))] if to_file else []),
             SaveImaged(
                 "pred",
-                output_dir=output_dir,
-                data_root_dir=data_root,
-                output_postfix="pred",
+                folder_layout=BelowLayout(
+                    output_dir, "pred", ".nii.gz", makedirs=True, data_root_dir=data_root
+                ),
                 output_ext=".nii.gz",
                 output_dtype=np.uint8,
                 writer="ITKWriter",
                 resample=False,
-                separate_folder=False,
             ),
         ]
     )

@@ -567,3 +567,18 @@ def test_options_of_a_loss_as_a_user_writes_them(name: str, options: dict[str, A
     loss = make_training_loss(name, options, softmax=True, to_onehot_y=True)
     label = torch.randint(0, 4, (2, 1, 16, 16)).float()
     assert torch.isfinite(loss(torch.randn(2, 4, 16, 16), label))
+
+
+def test_inference_of_a_file_from_elsewhere_stays_in_its_folder(
+    datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its way from the data set's folder leads up, and out of the folder of predictions."""
+    root = tmp_path / "a" / "b"
+    made = workflow("inference", tmp_path / "data", root, "inference", "kits19")
+    (root / "models").mkdir(parents=True)
+    torch.save(item(made, "network_def").state_dict(), root / "models" / "model.pt")
+    file = next(datasets["kits19"].rglob("imaging.nii.gz"))
+    options = {"kind": "inference", "bundle": "kits19", "datalist": [{"image": str(file)}]}
+    run("inference", tmp_path / "data", root, **options)
+    names = {p.name for p in (root / "predictions").iterdir()}
+    assert names == {"imaging_pred.nii.gz", "imaging_overlay.png"}
