@@ -62,6 +62,7 @@ __all__ = [
     "load_nifti",
     "load_xray",
     "local_device",
+    "map_kind_of",
     "on_label_grid",
     "own_seed",
     "own_share",
@@ -70,6 +71,8 @@ __all__ = [
     "saved_mask",
     "slice_samples",
 ]
+
+logger = logging.getLogger(__name__)
 
 PAIR = ("image", "label")
 
@@ -123,6 +126,34 @@ def _union_of_masks(mask: Tensor) -> Tensor:
 def _opaque(picture: Tensor) -> Tensor:
     """Without the fourth channel, which tells how opaque each pixel is."""
     return picture[:3] if picture.shape[0] == 4 else picture
+
+
+def map_kind_of(
+    loss: nn.Module, map_options: Mapping[str, Any] | None = None, map_dir: str | None = None
+) -> str | None:
+    """The kind of map that a loss reads beside its label; None if there is none to bring.
+
+    The losses of a sum that read maps of several kinds compute them themselves, of each slice and
+    in voxels, with their own options.
+
+    Raises:
+        ValueError: on a sum of several kinds, if ``map_options`` or ``map_dir`` say how to make or
+            where to find the one.
+    """
+    kinds = getattr(loss, "map_kinds", ())
+    if len(kinds) > 1:
+        if map_options or map_dir:
+            raise ValueError(
+                f"map_options, map_dir: expected none for a sum that reads maps of the kinds "
+                f"{', '.join(kinds)}, got {dict(map_options or {})} and {map_dir}; give its losses "
+                "their map_options by loss_options"
+            )
+        logger.warning(
+            "the losses read maps of the kinds %s; each computes its own, slice by slice, in voxels",
+            ", ".join(kinds),
+        )
+    kind: str | None = getattr(loss, "map_kind", None)
+    return kind
 
 
 def label_map(

@@ -582,3 +582,16 @@ def test_inference_of_a_file_from_elsewhere_stays_in_its_folder(
     run("inference", tmp_path / "data", root, **options)
     names = {p.name for p in (root / "predictions").iterdir()}
     assert names == {"imaging_pred.nii.gz", "imaging_overlay.png"}
+
+
+def test_losses_with_maps_of_several_kinds_make_their_own(
+    datasets: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    two = {"loss_name": "border_cross_entropy", "partner": "rrw"}
+    made = workflow("train", datasets["acdc17"], tmp_path, **two)
+    assert item(made, "map_kind") is None
+    assert "maps of the kinds border, rrw; each computes its own" in caplog.text
+    for options in ({"map_options": {"sigma": 1.0}}, {"map_dir": "maps"}):
+        with pytest.raises(RuntimeError) as caught:
+            item(workflow("train", datasets["acdc17"], tmp_path, **two, **options), "map_kind")
+        assert "expected none for a sum that reads maps" in chain(caught.value)
