@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed
 from ignite.engine import Engine
-from monai.data import partition_dataset
+from monai.data import MetaTensor, partition_dataset
 from monai.engines import Evaluator
 from monai.handlers import CheckpointLoader, LrScheduleHandler, StatsHandler
 from monai.transforms import (
@@ -48,7 +48,7 @@ from torch.optim.lr_scheduler import _LRScheduler
 
 from monai_segloss.handlers import Checkpointing, TrainingLog
 from monai_segloss.losses import WeightedSumLoss
-from monai_segloss.report import EvaluationReport, SaveOverlayd
+from monai_segloss.report import BelowLayout, EvaluationReport, SaveOverlayd
 from monai_segloss.schedule import LossWeightSchedule
 from monai_segloss.transforms import LoadMapd, RegionWiseMapd, SameGridd, WholeNiftid
 
@@ -62,6 +62,7 @@ __all__ = [
     "load_nifti",
     "load_xray",
     "local_device",
+    "map_kind_of",
     "on_label_grid",
     "own_seed",
     "own_share",
@@ -70,6 +71,8 @@ __all__ = [
     "saved_mask",
     "slice_samples",
 ]
+
+logger = logging.getLogger(__name__)
 
 PAIR = ("image", "label")
 
@@ -88,8 +91,11 @@ def load_nifti(keys: str | Sequence[str]) -> list[Transform]:
 def load_xray(keys: str | Sequence[str], label: str = "label") -> list[Transform]:
     """Read X-rays and lung masks through ITK, as one channel each.
 
-    An image in colours is averaged. A mask may be several files, of one lung each; lung is what is
-    brighter than half of 255 in any of them.
+    An image in colours is averaged. A mask may be two files, of one lung each; lung is what is
+    brighter than half of 255 in any of them. A channel of opacity is passed over.
+
+    Raises:
+        ValueError: while loading, on a mask that is neither empty nor anywhere that bright.
     """
     names = ensure_tuple(keys)
     load = LoadImaged(names, reader="ITKReader", ensure_channel_first=True, image_only=True)
@@ -99,11 +105,55 @@ def load_xray(keys: str | Sequence[str], label: str = "label") -> list[Transform
 
 
 def _grey(image: Tensor) -> Tensor:
-    return image.mean(0, keepdim=True)
+    return _opaque(image).mean(0, keepdim=True)
 
 
 def _union_of_masks(mask: Tensor) -> Tensor:
-    return (mask.amax(0, keepdim=True) > 127).to(torch.uint8)
+    brightest = _opaque(mask).amax(0, keepdim=True)
+    if 0 < float(brightest.max()) <= 127:
+        name = getattr(mask, "meta", {}).get("filename_or_obj", "mask")
+        raise ValueError(
+            f"{name}: expected a mask that is 255 where lung is, got nothing brighter than "
+            f"{float(brightest.max()):g}"
+        )
+    union = (brightest > 127).to(torch.uint8)
+    if mask.shape[0] == 2 and isinstance(union, MetaTensor):
+        # Of two files MONAI names the first; the map of one lung is not the map of both.
+        union.meta.pop("filename_or_obj", None)
+    return union
+
+
+def _opaque(picture: Tensor) -> Tensor:
+    """Without the fourth channel, which tells how opaque each pixel is."""
+    return picture[:3] if picture.shape[0] == 4 else picture
+
+
+def map_kind_of(
+    loss: nn.Module, map_options: Mapping[str, Any] | None = None, map_dir: str | None = None
+) -> str | None:
+    """The kind of map that a loss reads beside its label; None if there is none to bring.
+
+    The losses of a sum that read maps of several kinds compute them themselves, of each slice and
+    in voxels, with their own options.
+
+    Raises:
+        ValueError: on a sum of several kinds, if ``map_options`` or ``map_dir`` say how to make or
+            where to find the one.
+    """
+    kinds = getattr(loss, "map_kinds", ())
+    if len(kinds) > 1:
+        if map_options or map_dir:
+            raise ValueError(
+                f"map_options, map_dir: expected none for a sum that reads maps of the kinds "
+                f"{', '.join(kinds)}, got {dict(map_options or {})} and {map_dir}; give its losses "
+                "their map_options by loss_options"
+            )
+        logger.warning(
+            "the losses read maps of the kinds %s; each computes its own, slice by slice, in voxels",
+            ", ".join(kinds),
+        )
+    kind: str | None = getattr(loss, "map_kind", None)
+    return kind
 
 
 def label_map(
@@ -224,11 +274,14 @@ def saved_labels(
         preprocessing: what the image went through.
         output_dir: where to write.
         class_names: names of all classes, background first.
-        data_root: folders below it are kept; without one all files go to ``output_dir``.
+        data_root: folders below it are kept; without one, and of files that are not below it, all
+            go to ``output_dir`` itself.
         label_values: value in the file -> class, as the label was read; None if they are the same.
+            A class of several values is written as the first of them.
         window: the values drawn black and white; None for the image's range.
     """
-    to_file = {c: value for value, c in (label_values or {}).items()}
+    # Of several values of one class the first: of 1 and 3 in one, 1.
+    to_file = {int(c): int(v) for v, c in reversed(list((label_values or {}).items()))}
     return Compose(
         [
             *_on_own_grid(preprocessing),
@@ -237,14 +290,13 @@ def saved_labels(
             *([MapLabelValued("pred", list(to_file), list(to_file.values()))] if to_file else []),
             SaveImaged(
                 "pred",
-                output_dir=output_dir,
-                data_root_dir=data_root,
-                output_postfix="pred",
+                folder_layout=BelowLayout(
+                    output_dir, "pred", ".nii.gz", makedirs=True, data_root_dir=data_root
+                ),
                 output_ext=".nii.gz",
                 output_dtype=np.uint8,
                 writer="ITKWriter",
                 resample=False,
-                separate_folder=False,
             ),
         ]
     )
@@ -285,7 +337,18 @@ def _on_own_grid(preprocessing: Compose) -> list[Transform]:
 
 def _inverted(preprocessing: Compose) -> Transform:
     # Scores, not labels, are resampled.
-    return Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
+    invert = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
+    return Compose([Lambdad("image", _enlarged_smoothly), invert])
+
+
+def _enlarged_smoothly(image: Tensor) -> Tensor:
+    """An image that was averaged down (area) is to be enlarged by linear interpolation: the inverse
+    would give each pixel a block of its own value."""
+    for step in getattr(image, "applied_operations", []):
+        if step.get("class") == "Resize" and step["extra_info"]["mode"] == "area":
+            axes = len(step["orig_size"])
+            step["extra_info"]["mode"] = {2: "bilinear", 3: "trilinear"}[axes]
+    return image
 
 
 # --------------------------------------------------------------------------- handlers
@@ -343,9 +406,11 @@ def evaluation_handlers(
     output_dir: str,
     class_names: Sequence[str],
     training_log: str,
-    figure_case: int | None,
+    figure_case: int | Literal["none"] | None,
 ) -> list[Any]:
-    """Load the weights; leave a table, files and a figure."""
+    """Load the weights; leave a table, files and a figure, but for the case None or "none"."""
+    if figure_case == "none":  # MONAI's command line drops an override that is None.
+        figure_case = None
     return [
         _loader(network, ckpt_path, device),
         EvaluationReport(output_dir, class_names, training_log, figure_case),

@@ -130,9 +130,16 @@ class Checkpointing:
                 _follow_schedule(item)
         # Not engine.load_state_dict: it would bring back the max_epochs of the interrupted run.
         engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["iteration"]
+        # Ignite ends a run by its iterations too, and an epoch's may be others than they were: the
+        # batch, the data or the number of processes has changed.
+        length = engine.state.epoch_length
+        engine.state.iteration = state["epoch"] * length if length else state["iteration"]
         limit = engine.state.max_epochs
         if limit is not None and state["epoch"] >= limit:
+            if idist.get_rank() == 0:
+                # An interruption between the two files leaves the weights of the epoch before.
+                with replacing(self.model_path) as partial:
+                    torch.save(state["model"], partial)
             logger.warning(
                 "%s: already trained for %d epochs, nothing left to do; raise max_epochs to go on",
                 self.path,

@@ -29,6 +29,7 @@ from monai_segloss.handlers import read_log
 from monai_segloss.maps import region_wise_map
 
 __all__ = [
+    "BelowLayout",
     "EvaluationReport",
     "SaveOverlayD",
     "SaveOverlayDict",
@@ -340,6 +341,27 @@ def draw_overlay(
     return figure
 
 
+class BelowLayout(FolderLayout):
+    """MONAI's layout, but nothing is ever written above ``output_dir``.
+
+    MONAI's repeats the way from ``data_root_dir`` to a file, dots and all: of a file that does not
+    lie below it the output would land anywhere.
+    """
+
+    def filename(self, subject: Any = "subject", idx: Any = None, **kwargs: Any) -> Any:
+        """The path of a file's output."""
+        root = self.data_root_dir
+        file = Path(os.path.abspath(subject))
+        if root and not file.is_relative_to(os.path.abspath(Path(root).expanduser())):
+            self.data_root_dir = ""
+        elif root:
+            self.data_root_dir = os.path.abspath(Path(root).expanduser())
+        try:
+            return super().filename(str(file), idx, **kwargs)
+        finally:
+            self.data_root_dir = root
+
+
 class SaveOverlayd(MapTransform):
     """Write a picture of each case: its image with the predicted label drawn over it, as PNG.
 
@@ -380,7 +402,7 @@ class SaveOverlayd(MapTransform):
         self.image_key = image_key
         self.channel = channel
         self.window = window
-        self.layout = FolderLayout(
+        self.layout = BelowLayout(
             output_dir, output_postfix, ".png", makedirs=True, data_root_dir=data_root_dir
         )
 

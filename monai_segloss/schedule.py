@@ -73,7 +73,8 @@ def schedule_of(
     Args:
         loss_name: a name of the taxonomy.
         partner: as in :func:`monai_segloss.losses.make_training_loss`.
-        schedule: ``"default"`` for the row's own, None for constant weights, or a name.
+        schedule: ``"default"`` for the row's own, None or ``"none"`` for constant weights, or a
+            name.
 
     Returns:
         The name, or None if the weights are constant or there is no partner.
@@ -82,6 +83,8 @@ def schedule_of(
         ValueError: on an unknown name, or a schedule by name for a loss without a partner.
     """
     row = get_loss_row(loss_name)
+    if schedule == "none":  # MONAI's command line drops an override that is None.
+        schedule = None
     if schedule not in (None, "default"):
         get_schedule(schedule)
     if get_partner(loss_name, partner) is None:

@@ -282,8 +282,8 @@ class LoadMapd(MapTransform):
             or not get_track_meta()
         ):
             raise ValueError(
-                f"{key}: expected a label that LoadImaged loaded, with its metadata tracked, got "
-                f"{type(label).__name__} without"
+                f"{key}: expected a label that LoadImaged loaded from one file, with its metadata "
+                f"tracked, got {type(label).__name__} without"
             )
         file = str(label.meta["filename_or_obj"])
         path = map_path(file, self.label_dir, self.map_dir, self.recipe["kind"])

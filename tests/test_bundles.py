@@ -15,14 +15,17 @@ import itk
 import numpy as np
 import pytest
 import torch
-from bundle_helpers import TINY_OF, chain, item, raw_config, run, workflow
+from bundle_helpers import TINY_OF, chain, command, item, raw_config, run, workflow
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
-from monai.data import load_net_with_metadata
+from monai.data import MetaTensor, load_net_with_metadata
+from monai.transforms import Compose, MapLabelValued, Resized
 from monai.utils import set_determinism
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from monai_segloss.bundle import bundle_names, bundle_path, copy_bundle
+from monai_segloss.bundle_parts import load_xray, on_label_grid, saved_labels, saved_mask
 from monai_segloss.datasets import (
     make_acdc17_phantom,
     make_brats18_phantom,
@@ -30,7 +33,7 @@ from monai_segloss.datasets import (
     make_kits19_phantom,
 )
 from monai_segloss.handlers import METRIC_NAMES, read_log
-from monai_segloss.losses import TAXONOMY, WeightedSumLoss
+from monai_segloss.losses import TAXONOMY, WeightedSumLoss, make_training_loss
 from monai_segloss.precompute import precompute_maps
 
 BUNDLES = ("acdc17", "brats18", "chest_xray", "kits19")
@@ -420,3 +423,175 @@ def test_error_label_value_of_no_class(datasets: dict[str, Path], tmp_path: Path
     with pytest.raises(RuntimeError) as caught:
         run("train", datasets["brats18"], tmp_path, bundle="brats18", **values)
     assert "expected the values 0, 1, 2, got 4 too" in chain(caught.value)
+
+
+@pytest.mark.parametrize("batch_sizes", [(2, 4), (4, 2)])
+def test_a_run_goes_on_with_another_number_of_steps_an_epoch(
+    batch_sizes: tuple[int, int], datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """Ignite compares iterations with the new epoch length: it would stop before its time."""
+    data = datasets["chest_xray"]
+    few = {"bundle": "chest_xray", "val_interval": 9}
+    run("train", data, tmp_path, max_epochs=2, batch_size=batch_sizes[0], **few)
+    run("train", data, tmp_path, max_epochs=3, batch_size=batch_sizes[1], **few)
+    log = read_log(tmp_path / "models" / "training.csv")
+    assert [row["epoch"] for row in log] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_share_smaller_than_the_batch_is_trained_with(
+    bundle: str, datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """As in the overlay for several processes: it is the process's own share that counts."""
+    share = {"train#dataset#data": "$@train#data[:1]", "batch_size": 2, "train_patients": None}
+    if bundle in ("brats18", "kits19"):  # two cases train
+        share |= {"train#data": "$2 * " + raw_config("train", bundle)["train"]["data"][1:]}
+    made = workflow("train", datasets[bundle], tmp_path, bundle=bundle, **share)
+    assert len(item(made, "train#data")) > 2
+    assert len(item(made, "train#dataloader")) == 1
+
+
+def test_a_loss_alone_from_the_command_line(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """MONAI drops an override that is None, so the word says it."""
+    overrides = {**TINY_OF["acdc17"], **TINY_STEPS["acdc17"], "loss_name": "boundary"}
+    overrides |= {"dataset_dir": str(datasets["acdc17"]), "bundle_root": str(tmp_path)}
+    del overrides["device"]
+    words = [f"--{name}={value}" for name, value in overrides.items()]
+    config = bundle_path("acdc17") / "configs" / "train.json"
+    start = ("-m", "monai.bundle", "run", f"--config_file={config}", "--partner=none")
+    command(*start, *words, cwd=tmp_path)
+    (row,) = read_log(tmp_path / "models" / "training.csv")
+    assert not any(name.startswith("weight_") for name in row)
+
+
+def test_two_lungs_in_two_files_have_no_map_in_a_file(tmp_path: Path) -> None:
+    """MONAI names the left lung's file alone; its map would pass for that of both."""
+    data = make_chest_xray_phantom(tmp_path / "nlm", 6, 96, layout="nlm", progress=False)
+    left = {"pattern": "**/leftMask/*.png", "threshold": 127, "spacing": None, "workers": 1}
+    precompute_maps(data, tmp_path / "maps", "boundary", **left)
+    few = {"loss_name": "boundary", "map_dir": str(tmp_path / "maps"), **ONE_STEP}
+    with pytest.raises(RuntimeError) as caught:
+        run("train", data, tmp_path, bundle="chest_xray", **few)
+    assert "expected a label that LoadImaged loaded from one file" in chain(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "16 bits"])
+def test_masks_and_images_of_any_kind_of_png(mode: str, tmp_path: Path) -> None:
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:15, 10:50] = 255
+    picture = Image.fromarray(mask).convert(mode) if mode != "16 bits" else None
+    if picture is None:
+        picture = Image.fromarray(mask.astype(np.uint16) * 257)
+    picture.save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    loaded = Compose(load_xray(("image", "label")))({"image": path, "label": path})
+    assert np.array_equal(np.asarray(loaded["label"][0]).T, mask > 0)
+    assert float(loaded["image"].min()) == 0
+
+
+def test_error_mask_that_would_be_empty(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(RuntimeError) as caught:
+        Compose(load_xray(("image", "label")))(
+            dict.fromkeys(("image", "label"), tmp_path / "a.png")
+        )
+    assert "expected a mask that is 255 where lung is" in chain(caught.value)
+
+
+@pytest.mark.parametrize(("bundle", "size"), [("chest_xray", (64, 80)), ("kits19", (64, 80, 5))])
+def test_scores_are_enlarged_smoothly(bundle: str, size: tuple[int, ...], tmp_path: Path) -> None:
+    """An image averaged down is not made of blocks again."""
+    centre = [n / 2 for n in size[:2]]
+    x, y = np.meshgrid(*(np.arange(n) for n in size[:2]), indexing="ij")
+    disc = np.hypot(x - centre[0], y - centre[1]) < 0.3 * size[0]
+    truth = np.broadcast_to(disc.reshape(*size[:2], *[1] * (len(size) - 2)), size).copy()
+    image = MetaTensor(torch.as_tensor(truth[None] * 1.0).float(), torch.eye(4))
+    grid = [size[0] // 4, size[1] // 4, *[-1] * (len(size) - 2)]
+    down = Compose([Resized("image", grid, mode="area")])
+    seen = down({"image": image})["image"]
+    flat = MetaTensor(torch.cat([0.5 - seen, seen - 0.5]), meta=seen.meta)
+    if bundle == "kits19":
+        back = on_label_grid(down, 2)({"image": seen, "pred": flat, "label": image})["pred"][1]
+    else:
+        out = tmp_path / "out"
+        seen.meta["filename_or_obj"] = str(tmp_path / "a.png")
+        Image.fromarray((truth * 255).T.astype(np.uint8)).save(tmp_path / "a.png")
+        saved_mask(down, str(out), ["background", "lung"])({"image": seen, "pred": flat[1:]})
+        back = torch.as_tensor(read_image(out / "a_pred.png") > 127)
+    wrong = float((torch.as_tensor(back).bool() != torch.as_tensor(truth)).float().sum())
+    assert wrong < 0.035 * truth.sum()
+
+
+def test_weights_of_an_interrupted_last_epoch_are_written(
+    datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """A run that was killed between its two files has nothing left to train, and no weights."""
+    data = datasets["chest_xray"]
+    run("train", data, tmp_path, bundle="chest_xray", **ONE_STEP)
+    weights = (tmp_path / "models" / "model.pt").read_bytes()
+    (tmp_path / "models" / "model.pt").unlink()
+    run("train", data, tmp_path, bundle="chest_xray", **ONE_STEP)
+    assert (tmp_path / "models" / "model.pt").read_bytes() == weights
+
+
+def test_error_resumed_on_another_split(datasets: dict[str, Path], tmp_path: Path) -> None:
+    """What was tested would be trained with."""
+    data = datasets["chest_xray"]
+    run("train", data, tmp_path, bundle="chest_xray", **ONE_STEP)
+    with pytest.raises(RuntimeError) as caught:
+        run("train", data, tmp_path, bundle="chest_xray", split_seed=1, **ONE_STEP)
+    assert "split_seed was 0, is 1" in chain(caught.value)
+
+
+def test_a_class_of_several_values_is_written_as_the_first(tmp_path: Path) -> None:
+    values = {0: 0, 1: 1, 2: 2, 3: 1, 4: 3}
+    saved = saved_labels(Compose([]), str(tmp_path), ["", "a", "b", "c"], label_values=values)
+    (mapper,) = (t.mapper for t in saved.transforms if isinstance(t, MapLabelValued))
+    assert dict(zip(mapper.orig_labels, mapper.target_labels, strict=True)) == {
+        0: 0,
+        1: 1,
+        2: 2,
+        3: 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (name, {"weight": [1.0, 1.0, 2.0, 1.0]})
+        for name in ("cross_entropy", "dice", "dice_ce", "focal", "rrw", "dice_focal")
+    ]
+    + [("dice", {"softmax": True, "include_background": False})],
+)
+def test_options_of_a_loss_as_a_user_writes_them(name: str, options: dict[str, Any]) -> None:
+    loss = make_training_loss(name, options, softmax=True, to_onehot_y=True)
+    label = torch.randint(0, 4, (2, 1, 16, 16)).float()
+    assert torch.isfinite(loss(torch.randn(2, 4, 16, 16), label))
+
+
+def test_inference_of_a_file_from_elsewhere_stays_in_its_folder(
+    datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its way from the data set's folder leads up, and out of the folder of predictions."""
+    root = tmp_path / "a" / "b"
+    made = workflow("inference", tmp_path / "data", root, "inference", "kits19")
+    (root / "models").mkdir(parents=True)
+    torch.save(item(made, "network_def").state_dict(), root / "models" / "model.pt")
+    file = next(datasets["kits19"].rglob("imaging.nii.gz"))
+    options = {"kind": "inference", "bundle": "kits19", "datalist": [{"image": str(file)}]}
+    run("inference", tmp_path / "data", root, **options)
+    names = {p.name for p in (root / "predictions").iterdir()}
+    assert names == {"imaging_pred.nii.gz", "imaging_overlay.png"}
+
+
+def test_losses_with_maps_of_several_kinds_make_their_own(
+    datasets: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    two = {"loss_name": "border_cross_entropy", "partner": "rrw"}
+    made = workflow("train", datasets["acdc17"], tmp_path, **two)
+    assert item(made, "map_kind") is None
+    assert "maps of the kinds border, rrw; each computes its own" in caplog.text
+    for options in ({"map_options": {"sigma": 1.0}}, {"map_dir": "maps"}):
+        with pytest.raises(RuntimeError) as caught:
+            item(workflow("train", datasets["acdc17"], tmp_path, **two, **options), "map_kind")
+        assert "expected none for a sum that reads maps" in chain(caught.value)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import monai.losses
+import torch
 from torch import nn
 
 from monai_segloss.losses.boundary import (
@@ -95,6 +96,7 @@ class LossRow:
 
 
 _DEFAULT = "default"
+_NONE = "none"
 _VT = "Valverde & Tohka 2022"
 # Losses in units of distance start from Dice alone and end almost alone, as Kervadec et al. 2019.
 
@@ -291,6 +293,9 @@ def make_loss(name: str, **options: Any) -> nn.Module:
                 f"{name}: unknown option {option!r}{_nearest(option, known)} "
                 f"(known: {', '.join(known)})"
             )
+        if argument == "weight" and row.owner == "MONAI" and isinstance(value, Sequence):
+            # DiceCELoss takes a tensor alone, and a configuration has none.
+            value = torch.as_tensor(value, dtype=torch.float32)
         arguments[argument] = value
     return row.build(**arguments)
 
@@ -305,8 +310,9 @@ def make_training_loss(
 
     Args:
         name: a name of :data:`TAXONOMY`.
-        options: further arguments of that loss.
-        partner: ``"default"`` for the row's own; None for the loss alone; or another name.
+        options: further arguments of that loss, which may be other conventions than the partner's.
+        partner: ``"default"`` for the row's own; None or ``"none"`` for the loss alone; or another
+            name. MONAI's command line drops an override that is None, hence the word.
         **conventions: arguments of both, such as ``softmax`` and ``to_onehot_y``.
 
     Returns:
@@ -316,7 +322,7 @@ def make_training_loss(
         ValueError: see :func:`make_loss`.
     """
     second = get_partner(name, partner)
-    loss = make_loss(name, **conventions, **(options or {}))
+    loss = make_loss(name, **{**conventions, **(options or {})})
     if second is None:
         return loss
     return WeightedSumLoss({second: make_loss(second, **conventions), name: loss})
@@ -331,6 +337,8 @@ def get_partner(name: str, partner: str | None = _DEFAULT) -> str | None:
     row = get_loss_row(name)
     if partner == _DEFAULT:
         return row.partner
+    if partner == _NONE:
+        return None
     if partner is not None and get_loss_row(partner) is row:
         raise ValueError(f"partner: expected another loss than {name!r}, None or 'default'")
     return partner
