@@ -149,7 +149,7 @@ def map_kind_of(
                 "their map_options by loss_options"
             )
         logger.warning(
-            "the losses read maps of the kinds %s; each computes its own, slice by slice, in voxels",
+            "the losses read maps of the kinds %s; each computes its own, by slices, in voxels",
             ", ".join(kinds),
         )
     kind: str | None = getattr(loss, "map_kind", None)
@@ -337,18 +337,7 @@ def _on_own_grid(preprocessing: Compose) -> list[Transform]:
 
 def _inverted(preprocessing: Compose) -> Transform:
     # Scores, not labels, are resampled.
-    invert = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
-    return Compose([Lambdad("image", _enlarged_smoothly), invert])
-
-
-def _enlarged_smoothly(image: Tensor) -> Tensor:
-    """An image that was averaged down (area) is to be enlarged by linear interpolation: the inverse
-    would give each pixel a block of its own value."""
-    for step in getattr(image, "applied_operations", []):
-        if step.get("class") == "Resize" and step["extra_info"]["mode"] == "area":
-            axes = len(step["orig_size"])
-            step["extra_info"]["mode"] = {2: "bilinear", 3: "trilinear"}[axes]
-    return image
+    return Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
 
 
 # --------------------------------------------------------------------------- handlers

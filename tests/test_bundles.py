@@ -500,14 +500,17 @@ def test_error_mask_that_would_be_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bundle", "size"), [("chest_xray", (64, 80)), ("kits19", (64, 80, 5))])
 def test_scores_are_enlarged_smoothly(bundle: str, size: tuple[int, ...], tmp_path: Path) -> None:
-    """An image averaged down is not made of blocks again."""
+    """An image made smaller is not made of blocks again."""
+    steps = raw_config("inference", bundle)["image_transforms"]
+    (resize,) = (step for step in steps if step["_target_"] == "Resized")
+    how = {"mode": resize["mode"], "anti_aliasing": resize["anti_aliasing"]}
     centre = [n / 2 for n in size[:2]]
     x, y = np.meshgrid(*(np.arange(n) for n in size[:2]), indexing="ij")
     disc = np.hypot(x - centre[0], y - centre[1]) < 0.3 * size[0]
     truth = np.broadcast_to(disc.reshape(*size[:2], *[1] * (len(size) - 2)), size).copy()
     image = MetaTensor(torch.as_tensor(truth[None] * 1.0).float(), torch.eye(4))
     grid = [size[0] // 4, size[1] // 4, *[-1] * (len(size) - 2)]
-    down = Compose([Resized("image", grid, mode="area")])
+    down = Compose([Resized("image", grid, **how)])
     seen = down({"image": image})["image"]
     flat = MetaTensor(torch.cat([0.5 - seen, seen - 0.5]), meta=seen.meta)
     if bundle == "kits19":
