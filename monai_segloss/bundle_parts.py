@@ -149,7 +149,7 @@ def map_kind_of(
                 "their map_options by loss_options"
             )
         logger.warning(
-            "the losses read maps of the kinds %s; each computes its own, slice by slice, in voxels",
+            "the losses read maps of the kinds %s; each computes its own, by slice, in voxels",
             ", ".join(kinds),
         )
     kind: str | None = getattr(loss, "map_kind", None)
