@@ -95,13 +95,15 @@ def load_xray(keys: str | Sequence[str], label: str = "label") -> list[Transform
     brighter than half of 255 in any of them. A channel of opacity is passed over.
 
     Raises:
-        ValueError: while loading, on a mask that is neither empty nor anywhere that bright.
+        ValueError: while loading, on a mask of another size than its image, or one that is
+            neither empty nor anywhere that bright.
     """
     names = ensure_tuple(keys)
     load = LoadImaged(names, reader="ITKReader", ensure_channel_first=True, image_only=True)
     images = [name for name in names if name != label]
     masks = [Lambdad(label, _union_of_masks)] if label in names else []
-    return [load, Lambdad(images, _grey), *masks]
+    grey = [Lambdad(images, _grey)] if images else []
+    return [load, SameGridd(names), *grey, *masks]
 
 
 def _grey(image: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ def slice_samples(
 
     Args:
         keys: keys of volumes ``(C, H, W, D)``, at least as large as the patch.
-        patch_size: (H, W) in voxels.
+        patch_size: along the two first axes, in voxels.
         num_samples: slices from each volume.
     """
     return [

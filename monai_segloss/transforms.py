@@ -325,6 +325,11 @@ class LoadMapd(MapTransform):
         affine = _affine_of(label.affine, label.ndim - 1)
         same = label.shape[1:] == stored.shape[1:]
         if not (same and torch.allclose(affine, stored.affine, rtol=0, atol=1e-4)):
+            if any(step.get("class") == "Resize" for step in label.applied_operations):
+                # Half-way between two voxels both are nearest: a thousandth of a voxel makes it
+                # the later one, as it is for nearest-exact, and not now one, now the other.
+                affine = affine.clone()
+                affine[:-1, -1] += 1e-3 * affine[:-1, :-1].sum(1)
             target = MetaTensor(label.as_tensor(), affine=affine)
             stored = self.resample(stored.to(label.device), target)
         return torch.as_tensor(stored.as_tensor()).to(label.device)

@@ -489,6 +489,15 @@ def test_masks_and_images_of_any_kind_of_png(mode: str, tmp_path: Path) -> None:
     assert float(loaded["image"].min()) == 0
 
 
+def test_error_mask_of_another_size(tmp_path: Path) -> None:
+    for name, size in (("image", (8, 12)), ("label", (12, 8))):
+        Image.fromarray(np.full(size, 255, np.uint8)).save(tmp_path / f"{name}.png")
+    paths = {name: str(tmp_path / f"{name}.png") for name in ("image", "label")}
+    with pytest.raises(RuntimeError) as caught:
+        Compose(load_xray(("image", "label")))(paths)
+    assert "expected the same grid" in chain(caught.value)
+
+
 def test_error_mask_that_would_be_empty(tmp_path: Path) -> None:
     Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(RuntimeError) as caught:
@@ -598,3 +607,19 @@ def test_losses_with_maps_of_several_kinds_make_their_own(
         with pytest.raises(RuntimeError) as caught:
             item(workflow("train", datasets["acdc17"], tmp_path, **two, **options), "map_kind")
         assert "expected none for a sum that reads maps" in chain(caught.value)
+
+
+@pytest.mark.parametrize("size", [32, 40, 48, 96])
+def test_maps_from_files_lie_on_their_label_at_any_size(
+    size: int, datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    """Between two voxels of the file both must take the same one: the map's sign tells."""
+    data = datasets["kits19"]
+    precompute_maps(data, tmp_path / "maps", "boundary", 3, pattern=LABELS["kits19"][0], workers=1)
+    options = {"loss_name": "boundary", "map_dir": str(tmp_path / "maps")}
+    options |= {"slice_size": [size, size], "patch_size": [size, size], **TINY_STEPS["kits19"]}
+    made = workflow("train", data, tmp_path, bundle="kits19", **options)
+    cached = item(made, "train#dataset")._cache[0]
+    label = torch.as_tensor(cached["label"])[0]
+    for c, channel in enumerate(torch.as_tensor(cached["label_map"])):
+        assert torch.equal(channel <= 0, label == c)
