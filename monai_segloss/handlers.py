@@ -136,8 +136,7 @@ class Checkpointing:
         engine.state.iteration = state["epoch"] * length if length else state["iteration"]
         limit = engine.state.max_epochs
         if limit is not None and state["epoch"] >= limit:
-            if idist.get_rank() == 0:
-                # An interruption between the two files leaves the weights of the epoch before.
+            if idist.get_rank() == 0 and self._weights_are_older():
                 with replacing(self.model_path) as partial:
                     torch.save(state["model"], partial)
             logger.warning(
@@ -169,6 +168,11 @@ class Checkpointing:
         due = epoch % self.interval == 0 or epoch == engine.state.max_epochs
         if due and idist.get_rank() == 0:
             self.save(engine)
+
+    def _weights_are_older(self) -> bool:
+        """An interruption between the two files leaves the weights of the epoch before, or none."""
+        weights, checkpoint = self.model_path, self.path
+        return not weights.exists() or weights.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns
 
     def _check_settings(self, saved: Mapping[str, Any], advice: str) -> None:
         changed = [
