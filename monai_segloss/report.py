@@ -18,6 +18,7 @@ from ignite.engine import Engine, Events
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from monai.config import KeysCollection
 from monai.data import FolderLayout, MetaTensor
 from monai.transforms import LoadImage, MapTransform, Orientation
@@ -234,8 +235,8 @@ class EvaluationReport:
             figure.savefig(partial, dpi=130)
 
     def cases_title(self, path: str) -> str:
-        """Title of the figure: the case's file name."""
-        return Path(path).name
+        """Title of the figure: the case's folder and file, as some layouts name all alike."""
+        return _last_two(path)
 
 
 def draw_case(
@@ -287,7 +288,7 @@ def draw_case(
         _draw_classes(axis, labels, len(class_names), aspect)
         axis.set_title(name)
     shown = axes[2].imshow(values, aspect=aspect, cmap="viridis", vmin=-1, vmax=0)
-    axes[2].set_title("RRW map at the true class (+1 off it)")
+    axes[2].set_title("RRW map (+1 off the true class)")
     figure.colorbar(shown, ax=axes[2], shrink=0.7)
     for axis in axes:
         axis.set_axis_off()
@@ -416,7 +417,7 @@ class SaveOverlayd(MapTransform):
                 _picture_of(image, label),
                 label,
                 self.class_names,
-                Path(file).name,
+                _last_two(file),
                 self.channel,
                 self.window,
             )
@@ -442,6 +443,10 @@ def _picture_of(image: Tensor, label: Tensor) -> Tensor:
 
 def _file_of(image: Any) -> str:
     return str(image.meta["filename_or_obj"])
+
+
+def _last_two(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
 
 
 def _case_names(paths: Sequence[str]) -> list[str]:
@@ -543,8 +548,12 @@ def _draw_curve(axis: Axes, log: Sequence[Mapping[str, Any]]) -> None:
         axis.set_axis_off()
         return
     epochs = [row["epoch"] for row in log]
-    axis.plot(epochs, [row["loss"] for row in log], color="#0072B2", label="training loss")
+    losses = [row["loss"] for row in log]
+    # One epoch alone is a point, which a line does not show.
+    marker = "o" if len(epochs) == 1 else ""
+    axis.plot(epochs, losses, color="#0072B2", marker=marker, label="training loss")
     axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_ylabel("training loss")
     axis.grid(alpha=0.3)
     # The first in the order of the titles: of several the one a reader looks for.
