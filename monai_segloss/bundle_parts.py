@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -402,6 +403,8 @@ def evaluation_handlers(
     """Load the weights; leave a table, files and a figure, but for the case None or "none"."""
     if figure_case == "none":  # MONAI's command line drops an override that is None.
         figure_case = None
+    # MONAI's surface metrics call its own get_mask_edges in the old way, three lines a case.
+    warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)
     return [
         _loader(network, ckpt_path, device),
         EvaluationReport(output_dir, class_names, training_log, figure_case),
