@@ -12,6 +12,7 @@ import yaml
 from monai_segloss.auto3dseg.checking import check
 from monai_segloss.auto3dseg.layouts import LAYOUTS
 from monai_segloss.auto3dseg.patching import patch_bundles, patch_templates
+from monai_segloss.losses import get_loss_row
 
 __all__ = ["add_commands"]
 
@@ -69,6 +70,7 @@ def _patch_templates(options: argparse.Namespace) -> None:
         **_loss_options(options),
     )
     print(target)
+    _tell_partner(options.loss)
     print(f"next: python -m monai_segloss auto3dseg check {target} --cmd-prefix {sys.executable}")
 
 
@@ -81,6 +83,16 @@ def _patch_bundles(options: argparse.Namespace) -> None:
         **_loss_options(options),
     )
     print("\n".join(map(str, bundles)))
+    _tell_partner(options.loss)
+
+
+def _tell_partner(name: str) -> None:
+    row = get_loss_row(name)
+    if row.partner is not None:
+        print(
+            f"note: {name} is not safe alone; with its usual partner it is --loss weighted_sum "
+            f"--option losses=[{row.partner},{name}]"
+        )
 
 
 def _check(options: argparse.Namespace) -> None:
