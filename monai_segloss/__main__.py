@@ -1,4 +1,4 @@
-"""The command line: ``python -m monai_segloss`` or ``monai-segloss``."""
+"""The command line: python -m monai_segloss, or monai-segloss."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("monai-segloss", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "monai-segloss",
+        description="Losses for medical image segmentation that know where an error lies.",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -62,8 +65,12 @@ def _parser() -> argparse.ArgumentParser:
 
     phantom = commands.add_parser("phantom", help="generate data in a data set's folder layout")
     phantom.add_argument("output", help="folder to write to, the data set's dataset_dir")
-    phantom.add_argument("--dataset", choices=PHANTOMS, default="acdc17")
-    phantom.add_argument("--patients", type=int, default=12, help="or images, of chest_xray")
+    phantom.add_argument(
+        "--dataset", choices=PHANTOMS, default="acdc17", help="whose layout; acdc17 by default"
+    )
+    phantom.add_argument(
+        "--patients", type=int, default=12, help="or images, of chest_xray; 12 by default"
+    )
     phantom.add_argument("--seed", type=int, default=0)
     phantom.set_defaults(run=_phantom)
 
@@ -72,11 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     maps.add_argument("labels", metavar="IN", help="folder of label files: NIfTI or PNG")
     maps.add_argument("output", metavar="OUT", help="folder for the maps, laid out as IN is")
-    maps.add_argument("--kind", default="rrw", choices=MAP_KINDS)
+    maps.add_argument("--kind", default="rrw", choices=MAP_KINDS, help="rrw by default")
     maps.add_argument(
         "--num-classes",
         type=int,
-        help="background included; known without from --threshold or --label-values",
+        help="background included; not needed with --threshold or --label-values",
     )
     maps.add_argument(
         "--option",
@@ -119,10 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     bundle = commands.add_parser("bundle", help="list the bundles, or copy one").add_subparsers(
         required=True, metavar="list|copy"
     )
-    bundle.add_parser("list").set_defaults(run=_bundle_list)
-    copy = bundle.add_parser("copy")
-    copy.add_argument("name")
-    copy.add_argument("directory")
+    bundle.add_parser("list", help="list the bundles").set_defaults(run=_bundle_list)
+    copy = bundle.add_parser("copy", help="copy one, to run it there")
+    copy.add_argument("name", help="one of those that list names")
+    copy.add_argument("directory", help="folder to copy it into, as DIRECTORY/NAME")
     copy.set_defaults(run=_bundle_copy)
     return parser
 
