@@ -42,7 +42,6 @@ ROOMS = (
     "bundle",
     "demo",
     "auto3dseg",
-    "study",
     "__main__",
 )
 
