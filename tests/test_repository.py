@@ -339,9 +339,9 @@ def test_unknown_module_and_cycle_are_found(tmp_path: Path) -> None:
         {
             "losses/other.py": "",
             "somewhere/x.py": "",
-            "study/a.py": "from .b import x",
-            "study/b.py": "from toy.study import a",
+            "auto3dseg/a.py": "from .b import x",
+            "auto3dseg/b.py": "from toy.auto3dseg import a",
         },
     )
     assert unknown_modules(package) == ["losses.other", "somewhere.x"]
-    assert import_cycle(package) == ["study.a", "study.b", "study.a"]
+    assert import_cycle(package) == ["auto3dseg.a", "auto3dseg.b", "auto3dseg.a"]
