@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,11 @@ from _timing import Comparison, Contestant, begin, compare, make_parser, print_t
 from monai.bundle import ConfigParser
 
 from monai_segloss.bundle import bundle_names, bundle_path
-from monai_segloss.datasets import (
-    make_acdc17_phantom,
-    make_brats18_phantom,
-    make_chest_xray_phantom,
-    make_kits19_phantom,
-)
+from monai_segloss.datasets import PHANTOMS
 from monai_segloss.losses import TAXONOMY
 from monai_segloss.schedule import get_schedule
 
 REFERENCE = "dice_ce"
-PHANTOMS: dict[str, Callable[..., Path]] = {
-    "acdc17": make_acdc17_phantom,
-    "brats18": make_brats18_phantom,
-    "chest_xray": make_chest_xray_phantom,
-    "kits19": make_kits19_phantom,
-}
 SLICES = {"slices_per_volume": 4, "patch_size": [64, 64], "levels": 5, "train_patients": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
     "acdc17": {**SLICES, "spacing": [2.0, 2.0]},

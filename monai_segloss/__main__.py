@@ -5,30 +5,17 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from monai_segloss import __version__
 from monai_segloss.auto3dseg import add_commands
 from monai_segloss.bundle import bundle_names, copy_bundle
-from monai_segloss.datasets import (
-    make_acdc17_phantom,
-    make_brats18_phantom,
-    make_chest_xray_phantom,
-    make_kits19_phantom,
-)
+from monai_segloss.datasets import PHANTOMS
 from monai_segloss.demo import run_demo
 from monai_segloss.losses import TAXONOMY
 from monai_segloss.maps import MAP_KINDS
 from monai_segloss.precompute import precompute_maps
-
-PHANTOMS: dict[str, Callable[..., Path]] = {
-    "acdc17": make_acdc17_phantom,
-    "brats18": make_brats18_phantom,
-    "kits19": make_kits19_phantom,
-    "chest_xray": make_chest_xray_phantom,
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

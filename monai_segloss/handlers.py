@@ -137,8 +137,7 @@ class Checkpointing:
         limit = engine.state.max_epochs
         if limit is not None and state["epoch"] >= limit:
             if idist.get_rank() == 0 and self._weights_are_older():
-                with replacing(self.model_path) as partial:
-                    torch.save(state["model"], partial)
+                self._save_weights(state)
             logger.warning(
                 "%s: already trained for %d epochs, nothing left to do; raise max_epochs to go on",
                 self.path,
@@ -160,6 +159,9 @@ class Checkpointing:
                 },
                 partial,
             )
+        self._save_weights(state)
+
+    def _save_weights(self, state: Mapping[str, Any]) -> None:
         with replacing(self.model_path) as partial:
             torch.save(state["model"], partial)
 

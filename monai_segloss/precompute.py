@@ -13,10 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
-from monai.transforms import LoadImage
+from monai.transforms import LoadImage, MapLabelValue
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ from monai_segloss.map_files import (
     recipe_differences,
     write_map,
 )
-from monai_segloss.transforms import RegionWiseMap
+from monai_segloss.transforms import RegionWiseMap, values_of_no_class
 
 __all__ = ["MapRun", "find_labels", "map_path", "precompute_maps"]
 
@@ -300,15 +301,8 @@ def _as_classes(label: Tensor, recipe: MapRecipe) -> Tensor:
                 "values turn others into classes, a threshold a grey mask"
             )
         return label
-    known = torch.zeros_like(label, dtype=torch.bool)
-    classes = torch.zeros_like(label, dtype=torch.int16)
-    for value, c in recipe["label_values"]:
-        here = label == value
-        known |= here
-        classes[here] = c
-    if not known.all():
-        raise ValueError(
-            f"expected the label values {[value for value, _ in recipe['label_values']]}, "
-            f"got {label[~known].unique()[:8].tolist()} too"
-        )
-    return classes
+    values = dict(recipe["label_values"])
+    unknown = values_of_no_class(label, values)
+    if unknown:
+        raise ValueError(f"expected the label values {list(values)}, got {unknown[:8]} too")
+    return MapLabelValue(list(values), list(values.values()), np.int16)(label)

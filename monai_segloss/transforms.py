@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -381,8 +381,7 @@ class LabelClassesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Any]:
         out: dict[Hashable, Any] = dict(data)
         for key in self.key_iterator(out):
-            found = torch.unique(torch.as_tensor(data[key])).tolist()
-            unknown = [value for value in found if value not in self.label_values]
+            unknown = values_of_no_class(torch.as_tensor(data[key]), self.label_values)
             if unknown:
                 raise ValueError(
                     f"{key} ({_file_of(data[key])}): expected the values "
@@ -391,6 +390,12 @@ class LabelClassesd(MapTransform):
                 )
             out[key] = self.mapper(data[key])
         return out
+
+
+def values_of_no_class(label: Tensor, known: Collection[float]) -> list[float]:
+    """The values in a label that are not known, sorted."""
+    found: list[float] = torch.unique(label).tolist()
+    return [value for value in found if value not in known]
 
 
 class SameGridd(MapTransform):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from monai.utils import set_determinism
 
 # Several test processes run beside one another: one thread each.
 torch.set_num_threads(1)
@@ -47,3 +50,12 @@ def real_data() -> Path:
     """The folder of real data sets: MONAI_SEGLOSS_DATA, or shared/data beside the checkout."""
     data = os.environ.get("MONAI_SEGLOSS_DATA")
     return Path(data) if data else Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def tidy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A bundle sets seeds, cuDNN and Python's path for the whole process; take that back."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    yield
+    set_determinism(seed=None)

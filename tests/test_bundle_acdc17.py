@@ -11,8 +11,6 @@ import os
 import re
 import shutil
 import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +34,6 @@ from bundle_helpers import (
 from matplotlib.image import imread
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.data import load_net_with_metadata
-from monai.utils import set_determinism
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -47,6 +44,8 @@ from monai_segloss.handlers import read_log
 from monai_segloss.losses import TAXONOMY, BoundaryLoss, WeightedSumLoss
 from monai_segloss.maps import MAP_KINDS
 from monai_segloss.schedule import get_schedule
+
+pytestmark = pytest.mark.usefixtures("tidy")
 
 FOREGROUND = ACDC17_LABELS[1:]
 METRICS = ("dice", "iou", "hausdorff_mm", "hausdorff95_mm", "surface_dice")
@@ -64,15 +63,6 @@ class Run(NamedTuple):
     @property
     def models(self) -> Path:
         return self.root / "models"
-
-
-@pytest.fixture(autouse=True)
-def _tidy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A bundle sets seeds, cuDNN and Python's path for the whole process; take that back."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
-    yield
-    set_determinism(seed=None)
 
 
 @pytest.fixture(scope="session")

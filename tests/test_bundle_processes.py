@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_helpers import CONFIGS, TINY, command
+from bundle_helpers import TINY_OF, command
 from torch import Tensor
 
+from monai_segloss.bundle import bundle_path
 from monai_segloss.bundle_parts import own_share
-from monai_segloss.datasets import make_acdc17_phantom
+from monai_segloss.datasets import PHANTOMS, make_acdc17_phantom
 from monai_segloss.handlers import read_log
 
 # What differs from process to process by chance is taken out: the middle slice of every volume.
@@ -39,23 +40,24 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(
-    data: Path, root: Path, processes: int, *more: str, **overrides: Any
+    data: Path, root: Path, processes: int, *more: str, bundle: str = "acdc17", **overrides: Any
 ) -> subprocess.CompletedProcess[str]:
     """Train as a user does, by torchrun if there are several processes."""
-    configs = [str(CONFIGS / "train.json")]
+    folder = bundle_path(bundle) / "configs"
+    configs = [str(folder / "train.json")]
     start = ["-m", "monai.bundle"]
     if processes > 1:
-        configs.append(str(CONFIGS / "multi_gpu_train.json"))
+        configs.append(str(folder / "multi_gpu_train.json"))
         run = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         start = [*run, *start]
-    settings = {k: v for k, v in TINY.items() if k != "device"}
+    settings = {k: v for k, v in TINY_OF[bundle].items() if k != "device"}
     settings |= {"dataset_dir": str(data), "bundle_root": str(root), **overrides}
     root.mkdir(exist_ok=True)
     return command(
         *start,
         "run",
         f"--config_file={configs}",
-        f"--logging_file={CONFIGS / 'logging.conf'}",
+        f"--logging_file={folder / 'logging.conf'}",
         *(f"--{name}={value}" for name, value in settings.items()),
         *more,
         cwd=root,
@@ -100,6 +102,18 @@ def test_a_run_goes_on_with_another_number_of_processes(patients: Path, tmp_path
     assert "resumed after epoch 2" in done.stdout
     log = read_log(tmp_path / "models" / "training.csv")
     assert [row["epoch"] for row in log] == [1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", ["brats18", "chest_xray", "kits19"])
+def test_the_overlay_fits_every_bundle(bundle: str, tmp_path: Path) -> None:
+    count = 10 if bundle == "chest_xray" else 4
+    data = PHANTOMS[bundle](tmp_path / "data", count, size=64, progress=False)
+    few = {"max_epochs": 1, "val_interval": 1}
+    train(data, tmp_path / "run", 2, bundle=bundle, **few)
+    (row,) = read_log(tmp_path / "run" / "models" / "training.csv")
+    assert row["epoch"] == 1
+    assert 0 <= row["dice"] <= 1
 
 
 SHARE = """

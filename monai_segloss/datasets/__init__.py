@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
 from monai_segloss.datasets.acdc17 import ACDC17_LABELS, acdc17_datalist
 from monai_segloss.datasets.brats18 import (
     BRATS18_LABEL_VALUES,
@@ -35,6 +38,7 @@ __all__ = [
     "BRATS18_MODALITIES",
     "CHEST_XRAY_LABELS",
     "KITS19_LABELS",
+    "PHANTOMS",
     "PhantomAbdomen",
     "PhantomBrain",
     "PhantomChest",
@@ -52,3 +56,11 @@ __all__ = [
     "phantom_chest",
     "phantom_heart",
 ]
+
+PHANTOMS: Mapping[str, Callable[..., Path]] = {
+    "acdc17": make_acdc17_phantom,
+    "brats18": make_brats18_phantom,
+    "kits19": make_kits19_phantom,
+    "chest_xray": make_chest_xray_phantom,
+}
+"""What generates data in the layout of each bundle: (folder, number of cases, seed, ...)."""
